@@ -1,0 +1,203 @@
+"""The grid, measured: recipes over seeds and controls, each run in a process of its own.
+
+Survey: section 3.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from minivisrl import DATA, UserError
+from minivisrl.evaluation.statistics import mean_interval
+from minivisrl.recipes import CELLS, PILLARS, RECIPES
+from minivisrl.recipes.run import default_config, find_recipe, write_json
+
+RESULTS = DATA / "results" / "grid.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridOptions:
+    """Which cells, how often, and where to."""
+
+    cells: tuple[str, ...] = tuple(RECIPES)  # recipes to measure
+    seeds: int = 5  # runs per cell, seeds 0, 1, ...
+    controls: int = 2  # runs per cell with shuffled rewards
+    jobs: int = 1  # runs at a time, each with its share of the cores
+    out: str = str(RESULTS)  # results file; runs that are still current are kept
+
+    def __post_init__(self) -> None:
+        if min(self.seeds, self.jobs) < 1 or self.controls < 0:
+            raise UserError("grid needs seeds >= 1, jobs >= 1 and controls >= 0")
+
+
+def fingerprint(name: str) -> str:
+    """Hash of what a recipe's result depends on: config, base checkpoints, code it imports.
+
+    Comments, docstrings and layout do not count.
+    """
+    find_recipe(name)
+    digest = hashlib.sha256(json.dumps(asdict(default_config(name)), sort_keys=True).encode())
+    command = (
+        f"import sys, {RECIPES[name].module}\n"
+        "print('\\n'.join(sorted(m.__file__ for n, m in sys.modules.items()"
+        " if n.startswith('minivisrl') and m.__file__)))"
+    )
+    files = subprocess.run(
+        [sys.executable, "-c", command], capture_output=True, text=True, check=True
+    ).stdout.split("\n")
+    for file in filter(None, files):
+        digest.update(_code(Path(file).read_text()).encode())
+    for weights in sorted((DATA / "checkpoints" / RECIPES[name].base).glob("*.safetensors")):
+        digest.update(weights.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _code(source: str) -> str:
+    """A module's syntax tree without its docstrings."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
+            if isinstance(body[0].value, ast.Constant):
+                body[0].value = ast.Constant(value=None)
+    return ast.dump(tree)
+
+
+def _one(name: str, seed: int, control: bool, threads: int, mark: str) -> dict[str, Any]:
+    """One run in a fresh process; returns its record."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "run"
+        command = [sys.executable, "-m", "minivisrl.cli", "run", name]
+        command += ["--seed", str(seed), "--out", str(out)]
+        command += ["--shuffle-rewards"] if control else []
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=_environment(threads), check=False
+        )
+        if done.returncode:
+            raise UserError(f"{name} seed {seed} failed: {done.stderr.strip()[-300:]}")
+        result = json.loads((out / "result.json").read_text())
+    return {**result, "control": control, "threads": threads, "fingerprint": mark}
+
+
+def _environment(threads: int) -> dict[str, str]:
+    import os
+
+    return {**os.environ, "OMP_NUM_THREADS": str(threads)}
+
+
+def grid(options: GridOptions) -> dict[str, Any]:
+    """Fill the results file; prints a table row whenever a run ends.
+
+    Only runs that are missing or whose fingerprint is stale are run.  The file is rewritten after
+    every run, so an interrupted grid goes on where it stopped.
+    """
+    import os
+
+    path = Path(options.out)
+    book = json.loads(path.read_text()) if path.exists() else {"runs": [], "cells": {}}
+    marks = {name: fingerprint(name) for name in options.cells}
+    book["runs"] = [
+        r for r in book["runs"] if r["fingerprint"] == marks.get(r["recipe"], r["fingerprint"])
+    ]
+    have = {(r["recipe"], r["seed"], r["control"]) for r in book["runs"]}
+    wanted = [
+        (name, seed, control)
+        for name in options.cells
+        for control, count in ((False, options.seeds), (True, options.controls))
+        for seed in range(count)
+        if (name, seed, control) not in have
+    ]
+    threads = max(1, (os.cpu_count() or 1) // options.jobs)
+    book["command"] = "minivisrl grid"
+    book["versions"] = {name: version(name) for name in ("torch", "transformers", "diffusers")}
+
+    def work(item: tuple[str, int, bool]) -> dict[str, Any]:
+        return _one(*item, threads, marks[item[0]])
+
+    with ThreadPoolExecutor(options.jobs) as pool:
+        for record in tqdm(pool.map(work, wanted), total=len(wanted), disable=None):
+            book["runs"].append(record)
+            book["cells"] = {name: cell(name, book["runs"]) for name in _names(book["runs"])}
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, book)
+            update_readme(book)
+            kind = "control" if record["control"] else "run"
+            gain = record["after"] - record["before"]
+            print(
+                f"{record['recipe']:22} {kind:8} seed {record['seed']}  gain {gain:+.3f}",
+                flush=True,
+            )
+    return book
+
+
+def readme_table(book: dict[str, Any]) -> str:
+    """The grid as a Markdown table: before -> after, interval of the gain, worst control."""
+    lines = ["| | " + " | ".join(CELLS) + " |", "| --- " * (len(CELLS) + 1) + "|"]
+    for pillar in PILLARS:
+        cells = [_readme_cell(book["cells"].get(f"{pillar}/{cell}")) for cell in CELLS]
+        lines.append(f"| {pillar} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _readme_cell(cell: dict[str, Any] | None) -> str:
+    if cell is None or cell["ci"][0] is None or not cell["control_gains"]:
+        return "not yet"
+    worst = max(cell["control_gains"])
+    verdict = "learns" if cell["ci"][0] > 0 and worst <= cell["gain"] / 4 else "**failed**"
+    low, high = cell["ci"]
+    moved = f"{cell['before']:.2f} -> {cell['after']:.2f}"
+    return f"{verdict}: {moved}, gain [{low:.2f}, {high:.2f}], control {worst:+.2f}"
+
+
+def update_readme(book: dict[str, Any], path: Path = DATA.parent / "README.md") -> None:
+    """Put the table between the `<!-- grid -->` marks of a README, if it is there."""
+    if path.exists():
+        start, end = "<!-- grid -->\n", "<!-- /grid -->"
+        before, rest = path.read_text().split(start)
+        path.write_text(f"{before}{start}{readme_table(book)}\n{end}{rest.split(end)[1]}")
+
+
+def _names(runs: list[dict[str, Any]]) -> list[str]:
+    return [name for name in RECIPES if any(run["recipe"] == name for run in runs)]
+
+
+def cell(name: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The summary of one recipe's runs: means over seeds and the 95 % interval of the gain."""
+    mine = [run for run in runs if run["recipe"] == name]
+    real = sorted((r for r in mine if not r["control"]), key=lambda r: r["seed"])
+    controls = sorted((r for r in mine if r["control"]), key=lambda r: r["seed"])
+    gains = [run["after"] - run["before"] for run in real]
+
+    def mean(values: list[float]) -> float | None:
+        return round(sum(values) / len(values), 4) if values else None
+
+    interval = mean_interval(gains)[1:] if len(gains) > 1 else (None, None)
+    return {
+        "metric": RECIPES[name].metric,
+        "before": mean([run["before"] for run in real]),
+        "after": mean([run["after"] for run in real]),
+        "gain": mean(gains),
+        "ci": [None if bound is None else round(bound, 4) for bound in interval],
+        "control_gains": [round(run["after"] - run["before"], 4) for run in controls],
+        "ood": {
+            split: {
+                when: mean([run["ood"][split][when] for run in real])
+                for when in ("before", "after")
+            }
+            for split in (real[0]["ood"] if real else {})
+        },
+        "seconds": mean([run["seconds"] for run in real]),
+        "peak_mb": max((run["peak_mb"] for run in real), default=None),
+    }

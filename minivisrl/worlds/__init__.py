@@ -1,0 +1,1 @@
+"""Pixels and tasks with known truth: scenes, digits and the vocabulary they share."""
