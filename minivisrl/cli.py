@@ -79,7 +79,8 @@ def _run(args: list[str]) -> None:
     find_recipe(name)
     options, config = parse(f"run {name}", args[1:], RunOptions(), default_config(name))
     done = run(name, config, options)
-    draw(done)
+    if done.shown:  # a finished run that is resumed is left alone
+        draw(done)
     result = done.result
     print(
         f"{result['metric']} on held-out prompts: {result['before']:.3f} -> {result['after']:.3f}"

@@ -155,8 +155,7 @@ EQUATIONS = (
         r" - \beta \, \mathbb{E}_p \mathrm{KL}(\pi_\theta(\cdot \mid p) \Vert"
         r" \pi_{SFT}(\cdot \mid p)) + \gamma \, \mathbb{E}_{x \sim D_{pre}}[\log \pi_\theta(x)]",
         "Earn reward, stay near the supervised policy, keep pre-training likelihood.",
-        {r"\beta": "kl_coef", r"\gamma": "pretrain_coef", r"\pi_{SFT}": "ref_policy"},
-        planned=True),
+        {r"\beta": "kl_coef", r"\gamma": "pretrain_coef", r"\pi_{SFT}": "ref_policy"}),
     Equation(5, "2.2.2", "minivisrl.paradigms.dpo:dpo_loss",
         "tests/paradigms/test_dpo_loss.py",
         r"\mathcal{L}_{DPO} = -\mathbb{E}_{(p, y_A, y_B) \sim D}"

@@ -177,12 +177,14 @@ def new_vlm(seed: int = 0, *, width: int = 128, layers: int = 3) -> VLMPolicy:
         text_config=LlamaConfig(
             **sizes,
             num_key_value_heads=4,
+            initializer_range=0.06,  # 1 / sqrt(width) scale: the default is for wide models
             vocab_size=len(words),
             max_position_embeddings=512,
             pad_token_id=words.pad_token_id,
             bos_token_id=words.bos_token_id,
             eos_token_id=words.eos_token_id,
         ),
+        initializer_range=0.06,
         image_token_id=words.convert_tokens_to_ids(IMAGE),
         image_seq_length=16,
         vision_feature_select_strategy="full",

@@ -35,10 +35,10 @@ class AnnotatorConfig:
     images: int = 64  # images in a batch
     questions: int = 4  # demonstrations per image
     digits: float = 0.2  # share of images that show digits
-    combined: float = 0.3  # share of questions on scenes that need two facts
-    alignment: int = 900  # first batches, captions and tallies only: pixels meet words
+    combined: float = 0.4  # share of questions on scenes that need two facts
+    alignment: int = 900  # first batches, true captions only: pixels meet words
     caption: float = 0.1  # share of later batches that are true captions
-    tally: float = 0.3  # share of later batches that are true counts of colors and shapes
+    tally: float = 0.25  # share of later batches that are true counts of colors and shapes
     describe: float = 0.1  # share of later batches that are sloppy descriptions
     careful: float = 0.2  # share of combined questions answered with the working written down
     careful_simple: float = 0.15  # the same for questions about one fact
@@ -115,7 +115,7 @@ def demonstrations(
     """
     random = Random(int(torch.randint(2**62, (), generator=generator)))
     shares = (cfg.caption, cfg.tally, cfg.describe, 1 - cfg.caption - cfg.tally - cfg.describe)
-    shares = (1, 1, 0, 0) if step < cfg.alignment else shares
+    shares = (1, 0, 0, 0) if step < cfg.alignment else shares
     (form,) = random.choices(("caption", "tally", "describe", "answer"), shares)
     digits = round(cfg.digits * cfg.images) if form == "answer" else 0
     scenes = sample_scenes(cfg.images - digits, "train", generator)

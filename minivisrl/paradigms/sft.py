@@ -57,7 +57,7 @@ class SFTTrainer:
         self.steps = 0
         parameters = [p for p in policy.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
-            parameters, lr=cfg.learning_rate, weight_decay=cfg.weight_decay
+            parameters, lr=cfg.learning_rate, weight_decay=cfg.weight_decay, betas=(0.9, 0.95)
         )
 
     def step(self) -> dict[str, float]:

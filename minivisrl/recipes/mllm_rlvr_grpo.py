@@ -14,6 +14,7 @@ from minivisrl.paradigms.online import OnlineConfig, OnlineTrainer, act_and_judg
 from minivisrl.policy import Policy, frozen
 from minivisrl.recipes.run import Experiment, RunOptions, load_reward
 from minivisrl.rewards import exact_match
+from minivisrl.rollout import Prompts
 from minivisrl.worlds.questions import question_prompts
 
 EVALUATION_SEED = 20_250_808  # the held-out set is the same for every run and every recipe
@@ -22,8 +23,9 @@ SPLITS = ("heldout", "appearance", "composition")
 
 @dataclass(frozen=True, kw_only=True)
 class TaskConfig:
-    kinds: tuple[str, ...] = ("total", "difference")  # kinds of questions, in turn
-    train_prompts: int = 4096  # distinct questions to sample from
+    kinds: tuple[str, ...] = ("difference",)  # kinds of questions, in turn
+    about: tuple[str, ...] = ("color",)  # what both counts of a question are about
+    train_prompts: int = 2048  # distinct questions to sample from
     eval_prompts: int = 512  # per split
     temperature: float = 1.0  # of sampling and scoring
     max_tokens: int = 14  # longest completion
@@ -31,10 +33,14 @@ class TaskConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    steps: int = 200  # optimiser steps
-    trainer: OnlineConfig = field(default_factory=OnlineConfig)
+    steps: int = 120  # optimiser steps
+    trainer: OnlineConfig = field(default_factory=lambda: OnlineConfig(learning_rate=3e-4))
     optimization: GRPOConfig = field(default_factory=GRPOConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
+
+
+def _questions(task: TaskConfig, count: int, split: str, generator: torch.Generator) -> Prompts:
+    return question_prompts(count, task.kinds, split, generator, about=task.about)
 
 
 def build(config: Config, options: RunOptions) -> Experiment:
@@ -46,7 +52,7 @@ def build(config: Config, options: RunOptions) -> Experiment:
     start = frozen(policy)
     trainer = OnlineTrainer(
         policy,
-        question_prompts(task.train_prompts, task.kinds, "train", options.generator(1)),
+        _questions(task, task.train_prompts, "train", options.generator(1)),
         reward_fn,
         GRPO(config.optimization),
         config.trainer,
@@ -54,7 +60,7 @@ def build(config: Config, options: RunOptions) -> Experiment:
         collect=shuffled(act_and_judge) if options.shuffle_rewards else act_and_judge,
     )
     fixed = torch.Generator().manual_seed(EVALUATION_SEED)
-    sets = {s: question_prompts(task.eval_prompts, task.kinds, s, fixed) for s in SPLITS}
+    sets = {split: _questions(task, task.eval_prompts, split, fixed) for split in SPLITS}
     few = sets["heldout"].rows(range(6))
     drift = sets["heldout"].rows(range(64))
 

@@ -88,10 +88,10 @@ over the shared vocabulary. Made by `{facts["command"]}`: {facts["steps"]} steps
 {facts["minutes"]} minutes inside the steps on {facts["threads"]} thread(s).
 sha256 of the parameters: `{facts["params_sha256"]}`.
 
-How it learned. The first {told["alignment"]} batches are true captions and tallies (how many of
-each color or shape), so that pixels meet words. Then come questions ({told["questions"]} per image)
-about scenes and scanned digits, more captions and tallies, and sloppy descriptions (`describe the
-image`). Questions that need two facts are answered at once by hasty annotators, and by careful ones
+How it learned. The first {told["alignment"]} batches are true captions, so that pixels meet words.
+Then come questions ({told["questions"]} per image) about scenes and scanned digits, tallies (how
+many of each color or shape), more captions, and sloppy descriptions (`describe the image`).
+Questions that need two facts are answered at once by hasty annotators, and by careful ones
 ({told["careful"]:.0%}) who write the counts down first. A hasty answer that is a number is off by
 one in {told["hasty_error"]:.0%} of cases.
 

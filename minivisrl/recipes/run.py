@@ -141,6 +141,8 @@ def run(
     config = config if config is not None else default_config(name)
     folder = _folder(name, options)
     record = {"recipe": name, **_essential(options), **asdict(config)}
+    if options.resume and (finished := _finished(folder, record)):
+        return RunResult(folder, finished, [])
     experiment = import_module(recipe.module).build(config, options)
     policy = experiment.trainer.policy
     before, shown = experiment.evaluate(policy), {"before": experiment.show(policy)}
@@ -175,6 +177,15 @@ def run(
     }
     write_json(folder / "result.json", result)
     return RunResult(folder, result, rows, shown)
+
+
+def _finished(folder: Path, record: dict[str, Any]) -> dict[str, Any] | None:
+    """The result of a run of this very config that has ended; it is left alone."""
+    paths = folder / "config.json", folder / "result.json"
+    if not all(path.exists() for path in paths):
+        return None
+    old, result = (json.loads(path.read_text()) for path in paths)
+    return result if old == json.loads(json.dumps(record)) else None
 
 
 def _essential(options: RunOptions) -> dict[str, Any]:

@@ -27,6 +27,7 @@ class Question:
     prompt: str
     answer: str
     steps: str
+    about: str = ""  # for combined kinds: `color` or `shape`, which both counts are about
 
 
 def _plural(word: str) -> str:
@@ -131,25 +132,26 @@ def _two_counts(scene: Scene, combine: Callable, random: Random) -> tuple:
         return combine(*map(scene.count, pair))
 
     (a, b), number = _pick_balanced(scene, [p for p in pairs if combined(p) >= 0], combined, random)
-    return a, b, number, f"{a} {scene.count(a)} {b} {scene.count(b)}"
+    about = "color" if family is COLOUR_NAMES else "shape"
+    return a, b, number, f"{a} {scene.count(a)} {b} {scene.count(b)}", about
 
 
 def _total(scene: Scene, random: Random) -> Question:
-    a, b, number, steps = _two_counts(scene, lambda x, y: x + y, random)
+    a, b, number, steps, about = _two_counts(scene, lambda x, y: x + y, random)
     prompt = f"how many {_plural(a)} and {_plural(b)} are there ?"
-    return Question("total", prompt, str(number), steps)
+    return Question("total", prompt, str(number), steps, about)
 
 
 def _difference(scene: Scene, random: Random) -> Question:
-    a, b, number, steps = _two_counts(scene, lambda x, y: x - y, random)
+    a, b, number, steps, about = _two_counts(scene, lambda x, y: x - y, random)
     prompt = f"how many more {_plural(a)} than {_plural(b)} are there ?"
-    return Question("difference", prompt, str(number), steps)
+    return Question("difference", prompt, str(number), steps, about)
 
 
 def _more(scene: Scene, random: Random) -> Question:
-    a, b, number, steps = _two_counts(scene, lambda x, y: int(x > y), random)
+    a, b, number, steps, about = _two_counts(scene, lambda x, y: int(x > y), random)
     prompt = f"are there more {_plural(a)} than {_plural(b)} ?"
-    return Question("more", prompt, "yes" if number else "no", steps)
+    return Question("more", prompt, "yes" if number else "no", steps, about)
 
 
 SIMPLE = ("count", "count_attr", "color_of", "shape_of", "relation", "exists")
@@ -173,12 +175,21 @@ def ask(scene: Scene, kind: str, random: Random) -> Question | None:
 
 
 def question_prompts(
-    count: int, kinds: Sequence[str], split: str, generator: Generator, *, pixels: int = 32
+    count: int,
+    kinds: Sequence[str],
+    split: str,
+    generator: Generator,
+    *,
+    about: Sequence[str] = ("", "color", "shape"),
+    pixels: int = 32,
 ) -> Prompts:
     """`count` questions with images: columns image, prompt, answer, kind, steps, scene.
 
     Kinds take turns, and within a kind the answers occur equally often as far as the scenes allow,
     so that the commonest answer is worth little.
+
+    Args:
+        about: which combined questions to keep (`Question.about`).
 
     Raises:
         ValueError: an unknown kind or split.
@@ -186,11 +197,12 @@ def question_prompts(
     if unknown := [kind for kind in kinds if kind not in KINDS]:
         raise ValueError(f"question kinds {unknown} are unknown; choose from {list(KINDS)}")
     random = Random(int(torch.randint(2**62, (), generator=generator)))
-    scenes = sample_scenes(3 * count + 60, split, generator)
+    scenes = sample_scenes(4 * count + 60, split, generator)
     pools: dict[str, dict[str, list]] = {kind: defaultdict(list) for kind in kinds}
     for index, scene in enumerate(scenes):
         kind = kinds[index % len(kinds)]
-        if question := ask(scene, kind, random):
+        question = ask(scene, kind, random)
+        if question and question.about in about:
             pools[kind][question.answer].append((scene, question))
     chosen = []
     for index, kind in enumerate(kinds):

@@ -1,0 +1,275 @@
+"""Every recipe of the grid: its entry, its configuration, what it builds and measures on."""
+
+import json
+from dataclasses import asdict, fields, is_dataclass, replace
+from importlib import import_module
+from math import isfinite
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import pytest
+import torch
+
+from minivisrl import UserError
+from minivisrl.mllm.policy import VLMPolicy, new_vlm
+from minivisrl.policy import Policy
+from minivisrl.recipes import CELLS, PILLARS, RECIPES
+from minivisrl.recipes.pretrain import CHECKPOINTS, config_of
+from minivisrl.recipes.run import RunOptions, default_config, find_recipe, run
+from minivisrl.rollout import Prompts
+
+every_recipe = pytest.mark.parametrize("name", RECIPES)
+# Field name -> value of a small run; a recipe that has no such field is not asked to.
+SMALL = {"train_prompts": 16, "eval_prompts": 64, "pairs": 16, "batch_size": 4, "group_size": 2}
+SMALL |= {"max_tokens": 4, "steps": 1}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("tiny")
+    new_vlm(0, width=32, layers=1).save(folder)
+    return str(folder)
+
+
+def shrunk(config: Any, **values: Any) -> Any:
+    """A nested configuration with `values` in place of the fields of those names."""
+    changes = {}
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if is_dataclass(value):
+            changes[field.name] = shrunk(value, **values)
+        elif field.name in values:
+            changes[field.name] = values[field.name]
+    return replace(config, **changes)
+
+
+def rebuilt(kind: type, values: dict[str, Any]) -> Any:
+    """A configuration from its JSON: nested dataclasses by their annotations, lists as tuples."""
+    hints = get_type_hints(kind)
+    nested = {
+        name: rebuilt(hints[name], value) if is_dataclass(hints[name]) else value
+        for name, value in values.items()
+    }
+    return kind(**{n: tuple(v) if isinstance(v, list) else v for n, v in nested.items()})
+
+
+def build(name: str, tiny: str, small: dict[str, int] = SMALL, **options: Any) -> Any:
+    config = shrunk(default_config(name), **small)
+    module = import_module(RECIPES[name].module)
+    return module.build(config, RunOptions(checkpoint=tiny, **options))
+
+
+class Listener(Policy):
+    """Stands in for a policy when it is measured, and notes on what."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.prompts: list[Prompts] = []
+
+    def predict(self, prompts: Prompts) -> list[str]:
+        self.prompts.append(prompts)
+        return ["<answer> 0 </answer>"] * len(prompts)
+
+
+def keys(prompts: Prompts) -> list[tuple[str, bytes]]:
+    """What tells one prompt from another: text and pixels."""
+    images = torch.as_tensor(prompts["image"]).flatten(1).numpy()
+    return [(t, i.tobytes()) for t, i in zip(prompts["prompt"], images, strict=True)]
+
+
+def measured_on(experiment: Any) -> list[tuple[str, bytes]]:
+    """The prompts of all splits, in order."""
+    listener = Listener()
+    experiment.evaluate(listener)
+    return [key for prompts in listener.prompts for key in keys(prompts)]
+
+
+# ------------------------------------------------------------------------------------------------
+# The entries.
+
+
+def test_there_are_recipes_with_known_names():
+    assert "mllm/rlvr-grpo" in RECIPES
+    assert set(RECIPES) <= {f"{pillar}/{cell}" for pillar in PILLARS for cell in CELLS}
+    assert len(PILLARS) * len(CELLS) == 20
+
+
+@every_recipe
+def test_entry_is_filled(name):
+    recipe = find_recipe(name)
+    texts = (recipe.module, recipe.base, recipe.paper, recipe.model, recipe.metric)
+    assert all(isinstance(text, str) and text.strip() == text != "" for text in texts)
+    assert recipe.base in CHECKPOINTS
+    assert recipe.metric.endswith(("_greedy", "_sampled"))  # the name says how it was decoded
+    assert 0 < recipe.minutes < 60
+    assert recipe.policies and len(set(recipe.policies)) == len(recipe.policies)
+
+
+@every_recipe
+def test_module_offers_config_and_build(name):
+    module = import_module(find_recipe(name).module)
+    assert is_dataclass(module.Config) and module.Config.__dataclass_params__.frozen
+    assert callable(module.build) and module.__doc__.startswith(name + ":")
+
+
+def test_an_unknown_recipe_is_named_with_the_known():
+    with pytest.raises(UserError, match="unknown recipe 'mllm/nope'; choose one of mllm/rlvr-grpo"):
+        default_config("mllm/nope")
+
+
+def test_a_policy_kind_that_is_not_offered(tiny):
+    with pytest.raises(UserError, match="offers vlm"):
+        run("mllm/rlvr-grpo", None, RunOptions(checkpoint=tiny, policy="pixels"))
+
+
+# ------------------------------------------------------------------------------------------------
+# Configurations.
+
+
+@every_recipe
+def test_config_survives_json(name):
+    config = default_config(name)
+    text = json.dumps(asdict(config))
+    assert rebuilt(type(config), json.loads(text)) == config
+    assert config.steps > 0
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_pretraining_config_survives_json(name):
+    config = config_of(name)
+    assert rebuilt(type(config), json.loads(json.dumps(asdict(config)))) == config
+
+
+@every_recipe
+def test_default_config_does_not_depend_on_the_folder(name, tmp_path, monkeypatch):
+    here = default_config(name)
+    (tmp_path / "config.json").write_text('{"steps": 1}')
+    monkeypatch.chdir(tmp_path)
+    assert default_config(name) == here and default_config(name) is not here
+
+
+@every_recipe
+def test_the_evaluation_set_is_large_enough(name):
+    """design.md: a fixed held-out set of at least 512 prompts."""
+    assert default_config(name).task.eval_prompts >= 512
+
+
+def test_the_shipped_base_is_found_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert Path(RunOptions().base("vlm")).is_absolute()
+    assert RunOptions(checkpoint="mine").base("vlm") == "mine"
+
+
+def test_generators_of_a_run_are_all_different():
+    """Streams of one seed, and the same stream of neighbouring seeds, share nothing."""
+    drawn = {
+        tuple(torch.randint(2**62, (2,), generator=RunOptions(seed=s).generator(n)).tolist())
+        for s in range(20)
+        for n in range(10)
+    }
+    assert len(drawn) == 200
+
+
+# ------------------------------------------------------------------------------------------------
+# What is built.
+
+
+@every_recipe
+def test_build(name, tiny):
+    experiment = build(name, tiny)
+    trainer = experiment.trainer
+    assert isinstance(trainer.policy, VLMPolicy) and trainer.policy.max_tokens == 4
+    scores = experiment.evaluate(trainer.policy)
+    assert set(scores) == {"heldout", "appearance", "composition"}
+    assert all(0 <= score <= 1 for score in scores.values())
+    images, captions = experiment.show(trainer.policy)
+    assert len(images) == len(captions) > 0 and images.shape[1:] == (3, 32, 32)
+    monitored = experiment.monitor(trainer.policy)
+    assert monitored["heldout"] == scores["heldout"]
+    assert monitored["kl_start"] == pytest.approx(0.0, abs=1e-6)
+    stats = trainer.step()
+    assert all(isfinite(value) for value in stats.values())
+    assert {"loss"} <= set(stats) and trainer.steps == 1
+    again, _ = experiment.show(trainer.policy)
+    assert again.equal(images)  # before and after show the same prompts
+    assert set(trainer.state_dict()) >= {"policy", "optimizer", "generator", "steps"}
+
+
+@every_recipe
+def test_the_evaluation_set_is_the_same_for_every_run(name, tiny):
+    """Whatever the seed, the control, or the size of the training set; and at every call."""
+    experiment = build(name, tiny)
+    first = measured_on(experiment)
+    assert len(first) == 3 * 64 and len(set(first)) > 0.95 * len(first)
+    assert measured_on(experiment) == first
+    other = build(name, tiny, SMALL | {"train_prompts": 20}, seed=3, shuffle_rewards=True)
+    assert measured_on(other) == first
+
+
+@every_recipe
+def test_measuring_does_not_disturb_training(name, tiny):
+    """Story: the bits after a resume depend on it, for then there is one evaluation more."""
+    quiet, watched = build(name, tiny), build(name, tiny)
+    watched.evaluate(watched.trainer.policy)
+    watched.show(watched.trainer.policy)
+    watched.monitor(watched.trainer.policy)
+    assert quiet.trainer.step() == watched.trainer.step()
+
+
+def train_prompts(experiment: Any) -> list[tuple[str, bytes]]:
+    """Prompts of an online trainer, or of the pairs of an offline one."""
+    trainer = experiment.trainer
+    return keys(trainer.prompts if hasattr(trainer, "prompts") else trainer.pairs.prompts)
+
+
+@every_recipe
+def test_training_prompts_follow_the_seed(name, tiny):
+    first, again, other = (train_prompts(build(name, tiny, seed=s)) for s in (0, 0, 1))
+    assert first == again and not set(first) & set(other)
+
+
+@every_recipe
+def test_no_training_image_is_measured_on(name, tiny):
+    """Not one image of two seeds' training sets occurs in any split, under any question."""
+    large = SMALL | {"train_prompts": 256, "eval_prompts": 256, "pairs": 128}
+    experiments = [build(name, tiny, large, seed=seed) for seed in range(2)]
+    trained = {image for e in experiments for _, image in train_prompts(e)}
+    measured = {image for _, image in measured_on(experiments[0])}
+    assert len(trained) > 200 and len(measured) > 700 and not trained & measured
+
+
+def test_the_control_permutes_rewards(tiny):
+    """Same prompts, same completions, same rewards: dealt out to other rows."""
+    plain, control = (build("mllm/rlvr-grpo", tiny, shuffle_rewards=s) for s in (False, True))
+
+    def collected(experiment: Any) -> tuple[list[str], list[float]]:
+        t = experiment.trainer
+        rollout, rewards, _ = t.collect(t.policy, t.prompts, lengths, t.cfg, t.generator)
+        return list(rollout.outputs), rewards.tolist()
+
+    def lengths(completions: list[str], **_: Any) -> list[float]:
+        return [float(len(text)) for text in completions]
+
+    (outputs, rewards), (same_outputs, dealt) = collected(plain), collected(control)
+    assert outputs == same_outputs and rewards == lengths(outputs)
+    assert dealt != rewards and sorted(dealt) == sorted(rewards)
+
+
+def test_a_reward_of_ones_own(tiny, tmp_path):
+    """It is trained on, and never measured with."""
+    file = tmp_path / "mine.py"
+    file.write_text("def ones(completions, **_):\n    return [1.0] * len(completions)\n")
+    experiment = build("mllm/rlvr-grpo", tiny, reward=f"{file}:ones")
+    assert experiment.trainer.step()["reward/ones"] == 1.0
+    assert experiment.evaluate(experiment.trainer.policy)["heldout"] < 1
+
+
+def test_run_as_a_function(tiny, tmp_path):
+    """What notebooks call: a folder, a result, the rows, and what was shown before and after."""
+    config = shrunk(default_config("mllm/rlvr-grpo"), **SMALL)
+    options = RunOptions(checkpoint=tiny, out=str(tmp_path / "run"))
+    done = run("mllm/rlvr-grpo", config, options, progress=False)
+    assert done.folder == tmp_path / "run" and len(done.rows) == done.result["steps"] == 1
+    assert json.loads((done.folder / "result.json").read_text()) == done.result
+    assert set(done.shown) == {"before", "after"}
+    assert done.shown["before"][0].equal(done.shown["after"][0])
