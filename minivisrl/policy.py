@@ -12,12 +12,13 @@ from __future__ import annotations
 import copy
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Generator, Tensor, nn
 from torch.distributions import Distribution
 
@@ -42,7 +43,11 @@ class Policy(nn.Module):
     """The contract between pillars and algorithms.  A pillar fills in the first four methods."""
 
     model: nn.Module
-    value_head: nn.Linear | None = None
+    value_head: nn.Linear | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_module("value_head", None)  # a class attribute would hide the module
 
     def rollout(self, prompts: Prompts, group_size: int, generator: Generator) -> Rollout:
         """Sample `group_size` episodes per prompt, with the log-probs of the sampling weights."""
@@ -129,11 +134,32 @@ def load_pretrained(cls: Any, folder_or_hub_id: str | Path, **options: Any) -> A
         raise UserError(
             f"checkpoint {name!r} is not a folder; give a folder or a hub id OWNER/NAME"
         )
-    try:
+    with readable(name):
         return cls.from_pretrained(name, local_files_only=folder.is_dir(), **options)
-    except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
+
+
+def load_model(cls: Any, folder_or_hub_id: str | Path, **options: Any) -> Any:
+    """`load_pretrained` for weights: safetensors only, and none may be missing or misshapen."""
+    model, report = load_pretrained(
+        cls, folder_or_hub_id, use_safetensors=True, output_loading_info=True, **options
+    )
+    with readable(str(folder_or_hub_id)):
+        for problem in ("missing_keys", "mismatched_keys"):
+            if names := sorted(map(str, report.get(problem) or ())):
+                raise ValueError(f"{problem.replace('_', ' ')}: {', '.join(names)}")
+    return model
+
+
+@contextmanager
+def readable(name: str) -> Iterator[None]:
+    """Turn whatever goes wrong while a checkpoint is read into one line that names it."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # the libraries raise a dozen types on spoilt files
         reason = " ".join(str(error).split())[:160] or type(error).__name__
-        if folder.is_dir():
+        if Path(name).is_dir():
             advice = f"cannot be read ({reason}); use a folder that `save` or `pretrain` wrote"
         else:
             advice = f"is neither a folder nor reachable on the hub ({reason})"

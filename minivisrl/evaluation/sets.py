@@ -65,6 +65,8 @@ def evaluate(
     Args:
         samples: 0 for one greedy output a prompt, else that many draws from `generator`.
     """
+    if samples and generator is None:
+        raise ValueError(f"samples={samples} needs a generator to draw from")
     policy.eval()
     parts, outputs = [], []
     for start in range(0, len(prompts), batch_size):

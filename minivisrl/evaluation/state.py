@@ -32,5 +32,5 @@ def kl_to_start(
     return {
         "kl_start": (drift * rollout.mask).sum(dim=1).mean().item(),
         "entropy": masked_mean(stats.entropy, rollout.mask).item(),
-        "completion_length": rollout.mask.sum(dim=1).mean().item(),
+        "completion_length": rollout.mask.float().sum(dim=1).mean().item(),
     }

@@ -24,7 +24,14 @@ from transformers import (
 )
 
 from minivisrl.decoding import sample_tokens, score_tokens
-from minivisrl.policy import ActionStats, Policy, load_pretrained, quiet
+from minivisrl.policy import (
+    ActionStats,
+    Policy,
+    load_model,
+    load_pretrained,
+    quiet,
+    readable,
+)
 from minivisrl.rollout import Prompts, Rollout
 from minivisrl.worlds.vocabulary import IMAGE, tokenizer
 
@@ -148,18 +155,18 @@ class VLMPolicy(Policy):
         Raises:
             UserError: the checkpoint is missing, corrupt or out of reach.
         """
-        model = load_pretrained(
+        model = load_model(
             LlavaForConditionalGeneration, folder_or_hub_id, attn_implementation=ATTENTION
         )
         words = load_pretrained(PreTrainedTokenizerFast, folder_or_hub_id, padding_side="left")
         folder = Path(folder_or_hub_id)
-        settings = folder / "policy.json"
-        policy = cls(
-            model, words, **(json.loads(settings.read_text()) if settings.exists() else {})
-        )
-        if (head := folder / "value_head.safetensors").exists():
-            policy.add_value_head(torch.Generator())
-            policy.value_head.load_state_dict(load_file(head))
+        settings, head = folder / "policy.json", folder / "value_head.safetensors"
+        with readable(str(folder_or_hub_id)):
+            options = json.loads(settings.read_text()) if settings.exists() else {}
+            policy = cls(model, words, **options)
+            if head.exists():
+                policy.add_value_head(torch.Generator())
+                policy.value_head.load_state_dict(load_file(head))
         return policy
 
 

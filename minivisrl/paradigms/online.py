@@ -32,6 +32,8 @@ class OnlineConfig:
         for name in ("batch_size", "group_size", "learning_rate", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be positive")
+        if not self.weight_decay >= 0:
+            raise ValueError(f"weight_decay={self.weight_decay} must not be negative")
 
 
 class Optimization(Protocol):

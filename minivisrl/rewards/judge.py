@@ -26,7 +26,7 @@ def text_of(completion: Any) -> str:
     """The text of a completion: a str, or TRL's list of messages (text parts are joined)."""
     if isinstance(completion, str):
         return completion
-    contents = [message["content"] for message in completion]
+    contents = [message.get("content") or "" for message in completion]
     parts = [[{"text": c}] if isinstance(c, str) else c for c in contents]
     return " ".join(part.get("text") or "" for content in parts for part in content)
 
@@ -80,6 +80,8 @@ def judge(reward_fn: RewardFn, rollout: Rollout) -> tuple[Tensor, dict[str, Tens
     columns = {("prompts" if name == "prompt" else name): c for name, c in columns.items()}
     parts = reward_fn.parts if isinstance(reward_fn, Weighted) else {reward_fn: 1.0}
     terms = {name_of(part): _scores(part, rollout, columns) for part in parts}
+    if len({term.shape for term in terms.values()}) > 1:
+        raise UserError(f"rewards {list(terms)} mix one score per row with one per column")
     weights = list(parts.values())
     rewards = sum(weight * term for weight, term in zip(weights, terms.values(), strict=True))
     return rewards, terms
@@ -109,13 +111,18 @@ def _scores(reward_fn: RewardFn, rollout: Rollout, columns: dict[str, Any]) -> T
 
 def reward_stats(rewards: Tensor, terms: dict[str, Tensor], rollout: Rollout) -> dict[str, float]:
     """Mean reward, its terms, share of groups without variance, and completion length."""
-    totals = rewards if rewards.ndim == 1 else (rewards * rollout.mask).sum(dim=1)  # (N,)
+
+    def total(scores: Tensor) -> Tensor:
+        hidden = rollout.mask == 0
+        return scores if scores.ndim == 1 else scores.masked_fill(hidden, 0.0).sum(dim=1)  # (N,)
+
+    totals = total(rewards)
     groups = totals.view(-1, rollout.group_size)  # (B, G)
     spread = groups.max(dim=1).values - groups.min(dim=1).values  # (B,)
     stats = {
         "reward": totals.mean().item(),
         "reward_std": totals.std(correction=0).item(),
         "zero_variance_groups": (spread == 0).float().mean().item(),
-        "completion_length": rollout.mask.sum(dim=1).mean().item(),
+        "completion_length": rollout.mask.float().sum(dim=1).mean().item(),
     }
-    return stats | {f"reward/{name}": term.mean().item() for name, term in terms.items()}
+    return stats | {f"reward/{name}": total(term).mean().item() for name, term in terms.items()}

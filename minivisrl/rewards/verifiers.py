@@ -18,8 +18,8 @@ OPEN, CLOSE = "<answer>", "</answer>"
 def extract_answer(completion: Any) -> str | None:
     """The content of the last complete `<answer> ... </answer>`, or None where there is none."""
     text = text_of(completion)
-    end = text.rfind(CLOSE)
-    start = text.rfind(OPEN, 0, max(end, 0))
+    start = text.rfind(OPEN, 0, max(text.rfind(CLOSE), 0))
+    end = text.find(CLOSE, start)
     return " ".join(text[start + len(OPEN) : end].split()) if start >= 0 else None
 
 

@@ -116,9 +116,12 @@ def sample_scenes(
     """
     if split not in SPLITS:
         raise ValueError(f"split={split!r} is unknown; choose one of {', '.join(SPLITS)}")
-    low, high = objects or ((7, 9) if split == "composition" else (1, 6))
-    if not 1 <= low <= high <= 9:
-        raise ValueError(f"objects={objects} must satisfy 1 <= low <= high <= 9")
+    least, most = (7, 9) if split == "composition" else (1, 6)
+    low, high = objects or (least, most)
+    if not least <= low <= high <= most:
+        raise ValueError(
+            f"objects={objects} must satisfy {least} <= low <= high <= {most} for {split}"
+        )
     rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
     scenes: list[Scene] = []
     while len(scenes) < count:
@@ -186,6 +189,13 @@ def _covers(shape: np.ndarray, dx: np.ndarray, dy: np.ndarray) -> np.ndarray:
     return inside
 
 
+def _within(sorted_groups: np.ndarray) -> np.ndarray:
+    """Position of every entry inside its run of equal values: 3 3 3 5 5 -> 0 1 2 0 1."""
+    starts = np.flatnonzero(np.r_[True, sorted_groups[1:] != sorted_groups[:-1]])
+    lengths = np.diff(np.r_[starts, len(sorted_groups)])
+    return np.arange(len(sorted_groups)) - np.repeat(starts, lengths)
+
+
 def _owners(scenes: list[Scene], pixels: int) -> np.ndarray:
     """(B, H, W) int8: index of the visible object at each pixel, -1 for the background."""
     order = [
@@ -193,11 +203,16 @@ def _owners(scenes: list[Scene], pixels: int) -> np.ndarray:
         for b, scene in enumerate(scenes)
         for i, t in enumerate(scene.things)
     ]
-    table = np.array(sorted(order), dtype=np.float32)  # farthest first: nearer ones paint over
+    table = np.array(sorted(order), dtype=np.float32).reshape(
+        -1, 7
+    )  # farthest first: nearer ones paint over
     owner = np.full((len(scenes), pixels, pixels), -1, dtype=np.int8)
     grid = (np.arange(pixels, dtype=np.float32) + 0.5) / pixels
-    for depth in np.unique(table[:, 0]):  # one object of each scene at a time
-        _, row, index, shape, x, y, half = table[table[:, 0] == depth].T
+    rank = table[:, 1].argsort(kind="stable")  # by scene, farthest first within one
+    turn = np.empty(len(table), dtype=int)
+    turn[rank] = _within(table[rank, 1])
+    for now in range(turn.max(initial=-1) + 1):  # one object of each scene at a time
+        _, row, index, shape, x, y, half = table[turn == now].T
         dx = (grid[None, None, :] - x[:, None, None]) / half[:, None, None]  # (M, 1, W)
         dy = (grid[None, :, None] - y[:, None, None]) / half[:, None, None]  # (M, H, 1)
         dx, dy = np.broadcast_arrays(dx, dy)  # (M, H, W)

@@ -64,7 +64,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
     vocabulary = {token: index for index, token in enumerate(tokens())}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token=UNK))
     backend.normalizer = normalizers.Lowercase()
-    pieces = Regex(r"<[^<>\s]+>|[\w-]+|[^\w\s]")
+    pieces = Regex(r"<[^<>\s]+>|\w+|[^\w\s]")
     backend.pre_tokenizer = pre_tokenizers.Split(pieces, behavior="removed", invert=True)
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
