@@ -147,6 +147,8 @@ def _papers(args: list[str]) -> None:
     if args[:1] == ["--help"]:
         print("usage: minivisrl papers [WORD ...]   list the works whose entry has every WORD")
         return
+    if options := [word for word in args if word.startswith("-")]:
+        raise UserError(f"papers takes words, not options: {' '.join(options)}")
     wanted = [word.lower() for word in args]
     rows = [row for row in rows if all(w in " ".join(row.values()).lower() for w in wanted)]
     for row in rows:

@@ -208,5 +208,10 @@ def _restore(trainer: Any, folder: Path, config: dict[str, Any]) -> tuple[int, f
             f"the run in {folder} has another config ({', '.join(changed)} differ); "
             "resume it with its own options"
         )
-    trainer.load_state_dict(state)
+    try:
+        trainer.load_state_dict(state)
+    except (RuntimeError, KeyError, ValueError) as error:
+        raise UserError(
+            f"the checkpoint in {folder} does not fit this model; was the base exchanged?"
+        ) from error
     return info["step"], info["seconds"]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Generator, Tensor, nn
 from torch.distributions import Distribution
 
@@ -86,6 +89,14 @@ class Policy(nn.Module):
         self.value_head.load_state_dict({"weight": weight, "bias": torch.zeros(1)})
         self.value_head.to(self.device)
 
+    def load_value_head(self, path: Path) -> None:
+        """Read the critic from a safetensors file; a ValueError names the file."""
+        try:
+            self.add_value_head(Generator())
+            self.value_head.load_state_dict(load_file(path))
+        except (SafetensorError, RuntimeError) as error:
+            raise ValueError(f"{path.name} does not fit: {error}") from error
+
     def state_values(self, features: Tensor) -> Tensor:
         """(..., D) -> (...): the critic's values.
 
@@ -115,8 +126,10 @@ def quiet() -> None:
     """Silence the libraries' warnings and progress bars; errors still raise."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
+    hub_logging.set_verbosity_error()  # its retries would be lines of their own
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 
@@ -140,6 +153,8 @@ def load_pretrained(cls: Any, folder_or_hub_id: str | Path, **options: Any) -> A
 
 def load_model(cls: Any, folder_or_hub_id: str | Path, **options: Any) -> Any:
     """`load_pretrained` for weights: safetensors only, and none may be missing or misshapen."""
+    with readable(str(folder_or_hub_id)):
+        _check_class(cls, Path(folder_or_hub_id))
     model, report = load_pretrained(
         cls, folder_or_hub_id, use_safetensors=True, output_loading_info=True, **options
     )
@@ -148,6 +163,28 @@ def load_model(cls: Any, folder_or_hub_id: str | Path, **options: Any) -> Any:
             if names := sorted(map(str, report.get(problem) or ())):
                 raise ValueError(f"{problem.replace('_', ' ')}: {', '.join(names)}")
     return model
+
+
+def _check_class(cls: Any, folder: Path) -> None:
+    """A folder of weights needs a config.json of the right class: defaults would be 7 B wide."""
+    if not folder.is_dir():
+        return
+    if not (folder / "config.json").is_file():
+        raise ValueError("config.json is missing")
+    found = read_json(folder / "config.json").get("model_type")
+    if found != cls.config_class.model_type:
+        raise ValueError(f"config.json: model_type {found!r}, not {cls.config_class.model_type!r}")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; a ValueError names the file."""
+    try:
+        value = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path.name} is not JSON") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path.name} is not a JSON object")
+    return value
 
 
 @contextmanager

@@ -56,7 +56,9 @@ def tiny(tmp_path_factory) -> str:
 def run(tiny, tmp_path_factory) -> Run:
     """One run with a reward that differs between siblings, in a process of its own."""
     place = tmp_path_factory.mktemp("run")
-    (place / "r.py").write_text("def length(completions, **_):\n    return [*map(len, completions)]\n")
+    (place / "r.py").write_text(
+        "def length(completions, **_):\n    return [*map(len, completions)]\n"
+    )
     args = [*RUN, "--checkpoint", tiny, *SMALL, "--steps", "3", "--seed", "5", "--out", "here"]
     command = [sys.executable, "-m", "minivisrl.cli", *args, "--reward", "r.py:length"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=place, timeout=300)

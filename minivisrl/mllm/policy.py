@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Generator, Tensor
 from torch.distributions import Categorical
 from transformers import (
@@ -30,6 +30,7 @@ from minivisrl.policy import (
     load_model,
     load_pretrained,
     quiet,
+    read_json,
     readable,
 )
 from minivisrl.rollout import Prompts, Rollout
@@ -162,11 +163,13 @@ class VLMPolicy(Policy):
         folder = Path(folder_or_hub_id)
         settings, head = folder / "policy.json", folder / "value_head.safetensors"
         with readable(str(folder_or_hub_id)):
-            options = json.loads(settings.read_text()) if settings.exists() else {}
+            options = read_json(settings) if settings.exists() else {}
+            if unknown := set(options) - {"temperature", "max_tokens"}:
+                raise ValueError(f"policy.json has unknown settings {sorted(unknown)}")
             policy = cls(model, words, **options)
             if head.exists():
                 policy.add_value_head(torch.Generator())
-                policy.value_head.load_state_dict(load_file(head))
+                policy.load_value_head(head)
         return policy
 
 

@@ -13,13 +13,15 @@ answer it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from math import inf
 from random import Random
 
 import torch
 from torch import Generator
 
 from minivisrl.mllm.policy import VLMPolicy
+from minivisrl.optimization.update import validate
 from minivisrl.rollout import Prompts, Rollout
 from minivisrl.worlds.digits import ask_digits, digit_prompts
 from minivisrl.worlds.questions import COMBINED, SIMPLE, Question, ask
@@ -46,6 +48,10 @@ class AnnotatorConfig:
     forget: float = 0.2  # share of objects that a description leaves out
     misname: float = 0.15  # share of described objects with a wrong color or shape
     repeat: float = 0.15  # share of described objects that are mentioned twice
+
+    def __post_init__(self) -> None:
+        shares = {f.name: (0, 1) for f in fields(self) if f.type == "float"}
+        validate(self, shares | {"images": (1, inf), "questions": (1, inf), "alignment": (0, inf)})
 
 
 def completion(question: Question, careful: bool) -> str:

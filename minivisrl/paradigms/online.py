@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Generator, Tensor
 
+from minivisrl import UserError
 from minivisrl.paradigms.state import restore, snapshot
 from minivisrl.policy import Policy, frozen
 from minivisrl.rewards.judge import RewardFn, judge, reward_stats
@@ -104,6 +105,11 @@ class OnlineTrainer:
         *,
         collect: Callable[..., Collected] = act_and_judge,
     ) -> None:
+        if not optimization.cfg.minibatches <= cfg.batch_size <= len(prompts):
+            raise UserError(
+                f"batch_size={cfg.batch_size} must lie between minibatches="
+                f"{optimization.cfg.minibatches} and the {len(prompts)} prompts there are"
+            )
         self.policy, self.prompts, self.reward_fn = policy, prompts, reward_fn
         self.optimization, self.cfg, self.generator = optimization, cfg, generator
         self.collect = collect

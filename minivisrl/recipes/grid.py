@@ -106,7 +106,7 @@ def grid(options: GridOptions) -> dict[str, Any]:
     import os
 
     path = Path(options.out)
-    book = json.loads(path.read_text()) if path.exists() else {"runs": [], "cells": {}}
+    book = _read(path)
     marks = {name: fingerprint(name) for name in options.cells}
     book["runs"] = [
         r for r in book["runs"] if r["fingerprint"] == marks.get(r["recipe"], r["fingerprint"])
@@ -167,6 +167,20 @@ def update_readme(book: dict[str, Any], path: Path = DATA.parent / "README.md") 
         start, end = "<!-- grid -->\n", "<!-- /grid -->"
         before, rest = path.read_text().split(start)
         path.write_text(f"{before}{start}{readme_table(book)}\n{end}{rest.split(end)[1]}")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The results so far; a file that is not a results file is never overwritten."""
+    if not path.exists():
+        return {"runs": [], "cells": {}}
+    try:
+        book = json.loads(path.read_text())
+        fine = isinstance(book["cells"], dict) and all("fingerprint" in r for r in book["runs"])
+    except (ValueError, TypeError, KeyError, OSError):
+        fine = False
+    if not fine:
+        raise UserError(f"{path} is not a results file of the grid; move it, or choose another")
+    return book
 
 
 def _names(runs: list[dict[str, Any]]) -> list[str]:

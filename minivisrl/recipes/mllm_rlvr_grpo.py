@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import inf
 
 import torch
 
 from minivisrl.evaluation.sets import evaluate
 from minivisrl.evaluation.state import kl_to_start
 from minivisrl.mllm.policy import VLMPolicy
-from minivisrl.optimization import GRPO, GRPOConfig
+from minivisrl.optimization import GRPO, GRPOConfig, validate
 from minivisrl.paradigms.online import OnlineConfig, OnlineTrainer, act_and_judge, shuffled
 from minivisrl.policy import Policy, frozen
 from minivisrl.recipes.run import Experiment, RunOptions, load_reward
@@ -30,6 +31,10 @@ class TaskConfig:
     temperature: float = 1.0  # of sampling and scoring
     max_tokens: int = 14  # longest completion
 
+    def __post_init__(self) -> None:
+        counts = dict.fromkeys(("train_prompts", "eval_prompts", "max_tokens"), (1, inf))
+        validate(self, counts | {"temperature": (1e-3, inf)})
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
@@ -37,6 +42,9 @@ class Config:
     trainer: OnlineConfig = field(default_factory=lambda: OnlineConfig(learning_rate=3e-4))
     optimization: GRPOConfig = field(default_factory=GRPOConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
+
+    def __post_init__(self) -> None:
+        validate(self, {"steps": (1, inf)})
 
 
 def _questions(task: TaskConfig, count: int, split: str, generator: torch.Generator) -> Prompts:
@@ -61,8 +69,8 @@ def build(config: Config, options: RunOptions) -> Experiment:
     )
     fixed = torch.Generator().manual_seed(EVALUATION_SEED)
     sets = {split: _questions(task, task.eval_prompts, split, fixed) for split in SPLITS}
-    few = sets["heldout"].rows(range(6))
-    drift = sets["heldout"].rows(range(64))
+    few = sets["heldout"].rows(range(min(6, task.eval_prompts)))
+    drift = sets["heldout"].rows(range(min(64, task.eval_prompts)))
 
     def monitor(policy: Policy) -> dict[str, float]:
         heldout = evaluate(policy, sets["heldout"])

@@ -34,6 +34,8 @@ class RunOptions:
     shuffle_rewards: bool = False  # the control: rewards permuted over rows
 
     def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**40:
+            raise UserError(f"seed={self.seed} must be between 0 and {2**40 - 1}")
         if self.device not in ("auto", "cpu", "cuda"):
             raise UserError(f"device={self.device!r} is unknown; choose auto, cpu or cuda")
         if self.device == "cuda" and not torch.cuda.is_available():
@@ -104,7 +106,7 @@ def load_reward(spec: str) -> Callable:
     module = importlib.util.module_from_spec(found)
     try:
         found.loader.exec_module(module)
-    except Exception as error:  # the user's file: whatever it raises becomes one line
+    except (Exception, SystemExit) as error:  # the user's file: whatever it raises becomes one line
         raise UserError(f"reward {spec!r}: {path} fails with {type(error).__name__}") from error
     if not callable(getattr(module, name, None)):
         raise UserError(f"reward {spec!r}: {path} has no function {name!r}")

@@ -93,7 +93,7 @@ def _scores(reward_fn: RewardFn, rollout: Rollout, columns: dict[str, Any]) -> T
     try:
         scores = reward_fn(completions=rollout.outputs, **columns)
         scores = torch.as_tensor(scores, dtype=torch.float32, device=rollout.mask.device)
-    except Exception as error:  # whatever a user's function raises becomes one line
+    except (Exception, SystemExit) as error:  # whatever a user's function raises becomes one line
         raise UserError(
             f"reward {name!r} raised {type(error).__name__}: {' '.join(str(error).split())[:160]}; "
             "it must return one number per completion"

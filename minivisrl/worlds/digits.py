@@ -15,6 +15,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Generator, Tensor
 
+from minivisrl import UserError
 from minivisrl.rollout import Prompts
 from minivisrl.worlds.questions import Question
 
@@ -63,12 +64,14 @@ def digit_prompts(count: int, kinds: tuple[str, ...], split: str, generator: Gen
     Kinds take turns.  `digit_larger` never shows two equal digits.
 
     Raises:
-        ValueError: an unknown kind or split.
+        UserError: an unknown kind or split.
     """
     if split not in SPLITS:
-        raise ValueError(f"split={split!r} is unknown; choose one of {', '.join(SPLITS)}")
+        raise UserError(f"split={split!r} is unknown; choose one of {', '.join(SPLITS)}")
     if unknown := set(kinds) - set(KINDS):
-        raise ValueError(f"digit questions {sorted(unknown)} are unknown; choose from {KINDS}")
+        raise UserError(f"digit questions {sorted(unknown)} are unknown; choose from {KINDS}")
+    if not kinds or count < 1:
+        raise UserError(f"{count} questions of kinds {list(kinds)}: give at least one of each")
     scans, labels = _scans()
     first = int(TRAIN_SHARE * len(scans))
     pool = range(first) if split == "train" else range(first, len(scans))

@@ -15,6 +15,7 @@ from random import Random
 import torch
 from torch import Generator
 
+from minivisrl import UserError
 from minivisrl.rollout import Prompts
 from minivisrl.worlds.scenes import COLOUR_NAMES, SHAPES, SIZE_NAMES, Scene, render, sample_scenes
 
@@ -192,10 +193,12 @@ def question_prompts(
         about: which combined questions to keep (`Question.about`).
 
     Raises:
-        ValueError: an unknown kind or split.
+        UserError: an unknown kind or split.
     """
     if unknown := [kind for kind in kinds if kind not in KINDS]:
-        raise ValueError(f"question kinds {unknown} are unknown; choose from {list(KINDS)}")
+        raise UserError(f"question kinds {unknown} are unknown; choose from {list(KINDS)}")
+    if not kinds or count < 1:
+        raise UserError(f"{count} questions of kinds {list(kinds)}: give at least one of each")
     random = Random(int(torch.randint(2**62, (), generator=generator)))
     scenes = sample_scenes(4 * count + 60, split, generator)
     pools: dict[str, dict[str, list]] = {kind: defaultdict(list) for kind in kinds}
@@ -207,6 +210,8 @@ def question_prompts(
     chosen = []
     for index, kind in enumerate(kinds):
         wanted = (count + len(kinds) - 1 - index) // len(kinds)
+        if sum(map(len, pools[kind].values())) < wanted:
+            raise UserError(f"too few {kind!r} questions about {list(about)}: ask for fewer")
         chosen += _round_robin(list(pools[kind].values()), wanted)
     random.shuffle(chosen)
     return as_prompts(chosen, pixels)

@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from minivisrl import UserError
+
 SHAPES = ("circle", "square", "triangle", "cross")
 COLOURS = {
     "red": (0.90, 0.15, 0.15),
@@ -112,14 +114,14 @@ def sample_scenes(
         overlap: larger jitter, so that objects may hide each other.
 
     Raises:
-        ValueError: an unknown split, or a range that the split cannot have.
+        UserError: an unknown split, or a range that the split cannot have.
     """
     if split not in SPLITS:
-        raise ValueError(f"split={split!r} is unknown; choose one of {', '.join(SPLITS)}")
+        raise UserError(f"split={split!r} is unknown; choose one of {', '.join(SPLITS)}")
     least, most = (7, 9) if split == "composition" else (1, 6)
     low, high = objects or (least, most)
     if not least <= low <= high <= most:
-        raise ValueError(
+        raise UserError(
             f"objects={objects} must satisfy {least} <= low <= high <= {most} for {split}"
         )
     rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))

@@ -291,17 +291,16 @@ MUTANTS = {
     "6.4": [
         """
         def clip_effect(update_epochs):
-            cfg = GRPOConfig(kl_coef=0.0, update_epochs=update_epochs)
-            free = replace(cfg, clip_eps=10.0)
-            first, _ = learn(GRPO(cfg))
-            second, _ = learn(GRPO(free), seed=1)
-            return (first - second).abs().max().item()
+            clipped, _ = learn(GRPO(GRPOConfig(kl_coef=0.0, update_epochs=update_epochs)))
+            cfg = GRPOConfig(kl_coef=0.0, update_epochs=update_epochs, clip_eps=10.0)
+            free, _ = learn(GRPO(cfg), seed=1)
+            return (clipped - free).abs().max().item()
         """,
         """
         def clip_effect(update_epochs):
-            cfg = GRPOConfig(kl_coef=0.0)
-            free = replace(cfg, clip_eps=10.0)
-            return (learn(GRPO(cfg))[0] - learn(GRPO(free))[0]).abs().max().item()
+            clipped, _ = learn(GRPO(GRPOConfig(kl_coef=0.0)))
+            free, _ = learn(GRPO(GRPOConfig(kl_coef=0.0, clip_eps=10.0)))
+            return (clipped - free).abs().max().item()
         """,
     ],
     "6.5": [

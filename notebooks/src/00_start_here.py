@@ -171,7 +171,7 @@ print(f"{works.float().mean():.0%} of the drawn completions show their working")
 print(f"right with working {careful:.0%}, right without {hasty:.0%}")
 assert 0.4 < before.score < 0.6  # greedy, so no luck is involved
 assert says.count("<answer> 1 </answer>") > 128 and not shows_working(says).any()
-assert careful > hasty + 0.2  # SWEEP_A
+assert careful > hasty + 0.25  # 8 sampling seeds: 0.78 +- 0.03 against 0.39 +- 0.01
 
 # %% [markdown]
 # So the better habit is there, but rare. That is something reinforcement learning can work with.
@@ -244,7 +244,8 @@ trained = trainer.policy
 
 # %% [markdown]
 # Is it the reward that did this, or would any training have moved the numbers? A **control** tells. It is the same run
-# with the rewards shuffled: every completion gets the reward of another one, picked at random.
+# with the rewards shuffled: every completion gets the reward of another one, picked at random. You see one run of each.
+# We made eight; their mean and spread stand behind the asserts.
 
 # %%
 control = new_trainer(collect=shuffled(act_and_judge))
@@ -261,8 +262,8 @@ lab.curves(reward, title=title, **options)
 plt.show()
 gain, control_gain = after.score - before.score, after_control.score - before.score
 print(f"held-out gain {gain:+.2f}, control {control_gain:+.2f}")
-assert gain > 0.1  # SWEEP_F
-assert control_gain < gain / 4
+assert gain > 0.08  # 8 seeds: +0.27 +- 0.05
+assert control_gain < gain / 4  # 8 seeds: -0.15 +- 0.07, at best -0.05
 
 # %% [markdown]
 # Move the slider through the training. The top row is always step 0. `red - blue?` is short for "how many more red things
@@ -288,13 +289,14 @@ plt.show()
 words = [sum(found.lengths()) / len(heldout) for found in (before, after)]
 print(f"words per answer: {words[0]:.1f} before, {words[1]:.1f} after")
 print(f"right with working: {careful:.2f} drawn before, {after.score:.2f} greedy after")
-assert working[-1] > 80  # SWEEP_B
-assert abs(after.score - careful) < 0.2  # SWEEP_C
+assert working[-1] > 80  # 8 seeds: 100 in each; control 0 in each
+assert abs(after.score - careful) < 0.2  # 8 seeds: 0.77 +- 0.05, and 0.78 +- 0.03
 
 # %% [markdown]
 # **What to notice**
 #
-# - The reward climbs, and so do the right answers on scenes that were never trained on. The dashed control does not.
+# - The reward climbs, and so does the share of right answers on scenes that were never trained on. The dashed control
+#   falls: rewards without meaning push the model about until it forgets.
 # - Answers grow from 3 words to about 9. Nobody paid for length. The careful habit takes more words, and it pays.
 # - In the lower row of the slider, look for a wrong answer. Its counts tell you where it went wrong.
 #
@@ -316,8 +318,8 @@ paid = [row["reward"] for row in talker_rows]
 print(f"reward {paid[0]:.2f} -> {paid[-1]:.2f}, right {before.score:.2f} -> {talk.score:.2f}")
 print(f"an answer could be found in {talk.extracted:.0%} of the outputs, such as:")
 print(talk.outputs[0])
-assert paid[-1] > 2 * paid[0]  # SWEEP_D
-assert talk.score < 0.25  # SWEEP_E
+assert paid[-1] > 2.5 * paid[0]  # 8 seeds: 3.7 +- 0.2 times
+assert talk.score < 0.15  # 8 seeds: 0.01 +- 0.03
 
 # %% [markdown]
 # The reward looks splendid. The model never comes to an answer any more. The statistic that betrays it is one that was

@@ -23,8 +23,8 @@ def main(out: Path) -> None:
         "threads": 1,
         "setting": {
             "model": "vlm",
-            "prompts": contest.PROMPTS,
-            "group_size": contest.GROUP_SIZE,
+            "prompts": "8; 32 for group 16 / group 2",
+            "group_size": "8 where it is not named",
             "tokens": contest.TOKENS,
         },
         "bounds": {name: list(bound) for name, bound in contest.BOUNDS.items()},
