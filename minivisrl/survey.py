@@ -104,7 +104,7 @@ SECTIONS = (
 PLANNED_ROOMS = ("generation", "unified", "vla")  # folders that are not there yet
 
 CHAPTERS = (
-    Chapter(0, "Start here", ("1",), planned=True),
+    Chapter(0, "Start here", ("1",)),
     Chapter(1, "Visual RL as an MDP", ("2.1",), planned=True),
     Chapter(2, "RLHF", ("2.2.1",), planned=True),
     Chapter(3, "DPO", ("2.2.2",), planned=True),

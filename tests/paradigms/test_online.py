@@ -76,7 +76,7 @@ class Recorder(torch.nn.Module):
     """A policy and an optimization in one that write down who was called with what."""
 
     needs_critic = False
-    cfg = SimpleNamespace(kl_coef=0.0)
+    cfg = SimpleNamespace(kl_coef=0.0, minibatches=1)
 
     def __init__(self) -> None:
         super().__init__()
