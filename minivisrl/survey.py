@@ -110,7 +110,7 @@ CHAPTERS = (
     Chapter(3, "DPO", ("2.2.2",), planned=True),
     Chapter(4, "RLVR", ("2.2.3",), planned=True),
     Chapter(5, "PPO", ("2.3.1",), planned=True),
-    Chapter(6, "GRPO", ("2.3.2",), planned=True),
+    Chapter(6, "GRPO", ("2.3.2",)),
     Chapter(7, "Conventional MLLMs", ("3.1.1",), planned=True),
     Chapter(8, "2D and 3D perception", ("3.1.2",), planned=True),
     Chapter(9, "Thinking about images", ("3.1.3",), planned=True),

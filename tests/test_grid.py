@@ -17,7 +17,14 @@ import minivisrl.recipes.grid as grid_module
 from minivisrl import UserError
 from minivisrl.evaluation.statistics import mean_interval
 from minivisrl.recipes import RECIPES, Recipe
-from minivisrl.recipes.grid import GridOptions, cell, fingerprint, grid
+from minivisrl.recipes.grid import (
+    GridOptions,
+    cell,
+    fingerprint,
+    grid,
+    readme_table,
+    update_readme,
+)
 
 RECIPE = '''"""A recipe that nobody runs."""
 
@@ -99,7 +106,17 @@ def entry(module: str, base: str) -> Recipe:
 
 
 @pytest.fixture
-def world(tmp_path, monkeypatch) -> Iterator[Path]:
+def shown(monkeypatch) -> list[int]:
+    """Runs that the README would show, at each update; made-up ones never reach the real file."""
+    updates: list[int] = []
+    monkeypatch.setattr(
+        grid_module, "update_readme", lambda book: updates.append(len(book["runs"]))
+    )
+    return updates
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch, shown) -> Iterator[Path]:
     """Two recipes in files that a test may edit, with checkpoints; importable here and there.
 
     Modules named minivisrl... count as source of ours.
@@ -334,6 +351,15 @@ def test_jobs_share_the_cores(world, cli, monkeypatch):
     assert {env["OMP_NUM_THREADS"] for env in cli.environments} == {"2"}
 
 
+def test_only_the_recorded_grid_changes_the_readme(world, cli, shown, monkeypatch):
+    """A grid into a file of one's own is an experiment."""
+    grid(options(world, seeds=1, controls=0))
+    assert shown == []
+    monkeypatch.setattr(grid_module, "RESULTS", world / "recorded.json")
+    grid(options(world, out=str(world / "recorded.json"), seeds=1, controls=0))
+    assert shown and shown[-1] == 2
+
+
 @pytest.mark.parametrize("change", [{"seeds": 0}, {"jobs": 0}, {"controls": -1}])
 def test_options_out_of_range(world, change):
     with pytest.raises(UserError, match=next(iter(change))):
@@ -383,3 +409,53 @@ def test_controls_alone_are_no_result(world):
     found = cell(FIRST, [result(FIRST, 0, True) | {"control": True}])
     assert found["gain"] is None and found["ci"] == [None, None]
     assert found["control_gains"] == [0.01]
+
+
+# ------------------------------------------------------------------------------------------------
+# What the README shows of it.
+
+
+def summary(**changes) -> dict[str, object]:
+    fields = {"before": 0.5, "after": 0.7, "gain": 0.2, "ci": [0.1, 0.3], "control_gains": [0.01]}
+    return fields | changes
+
+
+@pytest.mark.parametrize(
+    "found, text",
+    [
+        (summary(), "learns: 0.50 -> 0.70, gain [0.10, 0.30], control +0.01"),
+        (summary(control_gains=[-0.3, 0.05]), "learns: "),  # a quarter of the gain is allowed
+        (summary(control_gains=[-0.3, 0.06]), "**failed**: "),
+        (summary(ci=[-0.01, 0.41]), "**failed**: "),
+        (summary(ci=[None, None]), "not yet"),
+        (summary(control_gains=[]), "not yet"),
+        (None, "not yet"),
+    ],
+)
+def test_readme_table(found, text):
+    """The house rule for "it learned" in every cell; 4 pillars times 5 cells."""
+    table = readme_table({"cells": {} if found is None else {FIRST: found}})
+    rows = [line.strip("|").split(" | ") for line in table.splitlines()]
+    assert len(rows) == 6 and all(len(row) == 6 for row in rows[2:])
+    assert [row[0].strip() for row in rows[2:]] == ["mllm", "generation", "unified", "vla"]
+    assert text in rows[2][5] and table.count("not yet") == 20 - (text != "not yet")
+
+
+def test_update_readme_replaces_what_is_between_the_marks(tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text("above\n<!-- grid -->\nold\n<!-- /grid -->\nbelow\n")
+    book = {"cells": {FIRST: summary()}}
+    for _ in range(2):
+        update_readme(book, readme)
+        text = readme.read_text()
+        assert text.startswith("above\n<!-- grid -->\n| |") and "old" not in text
+        assert text.endswith("|\n<!-- /grid -->\nbelow\n") and readme_table(book) in text
+
+
+def test_update_readme_leaves_a_readme_without_marks(tmp_path):
+    readme = tmp_path / "README.md"
+    update_readme({"cells": {}}, readme)
+    assert not readme.exists()
+    readme.write_text("no table here\n")
+    update_readme({"cells": {}}, readme)
+    assert readme.read_text() == "no table here\n"

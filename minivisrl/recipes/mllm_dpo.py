@@ -30,7 +30,7 @@ def build(config: Config, options: RunOptions) -> Experiment:
         raise UserError("mllm/dpo learns from comparisons, not rewards; leave --reward out")
     task = config.task
     policy = load_policy(task, options)
-    pairs = comparisons(policy, task.pairs, "train", task.annotator, options.generator(3))
+    pairs = comparisons(policy, task, task.pairs, "train", options.generator(3))
     facts = {"annotator_ceiling": ceiling(pairs, task.annotator)}
     pairs = shuffled_pairs(pairs, options.generator(4)) if options.shuffle_rewards else pairs
     trainer = OfflineTrainer(

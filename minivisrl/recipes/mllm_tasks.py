@@ -63,7 +63,8 @@ class DescribeConfig:
     eval_prompts: int = 512  # per split
     temperature: float = 1.0  # of sampling and scoring
     max_tokens: int = 28  # longest description; nine objects and the end take 27
-    pairs: int = 2048  # comparisons of two descriptions by the base model
+    pairs: int = 2048  # comparisons of descriptions by the base model
+    candidates: int = 4  # descriptions that an annotator sees at once; best and worst are kept
     annotator: PreferenceConfig = field(default_factory=PreferenceConfig)
 
 
@@ -144,15 +145,15 @@ def rlvr(
 
 
 def comparisons(
-    policy: VLMPolicy, count: int, split: str, cfg: PreferenceConfig, generator: Generator
+    policy: VLMPolicy, task: DescribeConfig, count: int, split: str, generator: Generator
 ) -> PreferencePairs:
-    """Two sampled descriptions of each of `count` scenes, compared by an annotator."""
-    prompts = describe_prompts(count, split, generator)
-    told: list[str] = []
+    """Sampled descriptions of `count` scenes: an annotator's favourite and least favourite."""
+    prompts, texts = describe_prompts(count, split, generator), []
     for start in range(0, count, 256):
         part = prompts.rows(range(start, min(start + 256, count)))
-        told += policy.rollout(part, 2, generator).outputs
-    return annotate(prompts, told[0::2], told[1::2], cfg, generator)
+        told = policy.rollout(part, task.candidates, generator).outputs
+        texts += [told[i : i + task.candidates] for i in range(0, len(told), task.candidates)]
+    return annotate(prompts, texts, task.annotator, generator)
 
 
 def describing(
@@ -192,9 +193,9 @@ def rlhf(
     if options.reward:
         reward_fn = load_reward(options.reward)
     else:
-        pairs = comparisons(policy, task.pairs, "train", task.annotator, options.generator(3))
+        pairs = comparisons(policy, task, task.pairs, "train", options.generator(3))
         learned = train_reward_model(policy, pairs, reward, options.generator(4))
-        held_out = comparisons(policy, 512, "heldout", task.annotator, options.generator(5))
+        held_out = comparisons(policy, task, 512, "heldout", options.generator(5))
         facts = {
             "reward_accuracy": pair_accuracy(learned, held_out),
             "annotator_ceiling": ceiling(held_out, task.annotator),

@@ -1,9 +1,10 @@
 r"""Simulated annotators: what they read in a description of a scene, and which one they prefer.
 
 An annotator likes a description that is true, complete and brief, and chooses between two with the
-odds of a logistic model.  Weights, noise and a bias towards length are parameters.  The truth that
-they are measured against is read off the scene graph alone: how much of what was said is there, and
-how much of what is there was said.
+odds of a logistic model (Bradley-Terry), among several with those of Plackett and Luce.  Weights,
+noise and a bias towards length are parameters.  The truth that they are measured against is read
+off the scene graph alone: how much of what was said is there, and how much of what is there was
+said.
 
 Descriptions are data: they are split into words and looked up, never evaluated.
 """
@@ -14,7 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import exp
+from math import exp, log
 from typing import NamedTuple
 
 import torch
@@ -106,36 +107,36 @@ def preference(first: str, second: str, scene: Scene, cfg: PreferenceConfig) -> 
 
 
 def annotate(
-    prompts: Prompts,
-    first: Sequence[str],
-    second: Sequence[str],
-    cfg: PreferenceConfig,
-    generator: Generator,
+    prompts: Prompts, candidates: Sequence[Sequence[str]], cfg: PreferenceConfig, g: Generator
 ) -> PreferencePairs:
-    """Let an annotator choose between two descriptions of each `scene`.
+    """Let an annotator read several descriptions of each `scene`: favourite and least favourite.
 
-    Equal descriptions are not shown to anybody, so fewer pairs than prompts may come back.
+    What each is worth is noisy (Gumbel); of two, the better one wins with the odds of `preference`.
+    Where all are equal there is nothing to say, so fewer pairs than prompts may come back.
 
     Raises:
-        UserError: all descriptions are equal.
+        UserError: all descriptions of every scene are equal.
     """
-    keep = [i for i in range(len(prompts)) if first[i] != second[i]]
+    keep, chosen, rejected = [], [], []
+    for i, (texts, scene) in enumerate(zip(candidates, prompts["scene"], strict=True)):
+        texts = list(dict.fromkeys(texts))
+        exponential = torch.empty(len(texts), device=g.device).exponential_(generator=g).tolist()
+        noise = [-cfg.noise * log(max(e, 1e-30)) for e in exponential]
+        worth = [utility(text, scene, cfg) + n for text, n in zip(texts, noise, strict=True)]
+        if len(texts) > 1:
+            keep.append(i)
+            chosen.append(texts[worth.index(max(worth))])
+            rejected.append(texts[worth.index(min(worth))])
     if not keep:
-        raise UserError("there is nothing to compare: both descriptions are equal in every pair")
-    coins = torch.rand(len(prompts), generator=generator, device=generator.device).tolist()
-    scenes, chosen, rejected = prompts["scene"], [], []
-    for i in keep:
-        wins = coins[i] < preference(first[i], second[i], scenes[i], cfg)
-        chosen.append(first[i] if wins else second[i])
-        rejected.append(second[i] if wins else first[i])
+        raise UserError("there is nothing to compare: all descriptions of a scene are equal")
     return PreferencePairs(prompts.rows(keep), chosen, rejected)
 
 
 def ceiling(pairs: PreferencePairs, cfg: PreferenceConfig) -> float:
-    """Expected share of the annotator's own labels that their noiseless utility would predict.
+    """Share of an annotator's labels that their own utility, without noise, would have predicted.
 
-    No reward model can be expected to agree with noisy labels more often than this.
+    A tie counts a half.  No reward model can be expected to agree with noisy labels more often.
     """
     rows = zip(pairs.chosen, pairs.rejected, pairs.prompts["scene"], strict=True)
-    certain = [abs(preference(a, b, scene, cfg) - 0.5) + 0.5 for a, b, scene in rows]
-    return sum(certain) / len(certain)
+    gaps = torch.tensor([utility(a, s, cfg) - utility(b, s, cfg) for a, b, s in rows])
+    return (0.5 + 0.5 * gaps.sign()).mean().item()

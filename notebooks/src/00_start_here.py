@@ -202,7 +202,8 @@ print(" ".join(f"{a:+.3f}" for a in group_advantages(rewards)[0]))
 
 # %% [markdown]
 # **Improve.** Every word of a completion with a positive advantage becomes a little likelier, every word of the others
-# a little rarer. That is all there is. Here is the whole loop, from the library: the same for every pillar.
+# a little rarer, and the model is held near the point where it started. [Chapter 6](06_grpo.ipynb) has the formula. Here
+# is the whole loop, from the library: the same for every pillar.
 
 # %%
 lab.show_source(OnlineTrainer.step)
@@ -497,9 +498,10 @@ print("truth: ", truth)
 # **Where to go next.** [Chapter 6](06_grpo.ipynb) takes the beat *Compare* apart. The [README](../README.md) lists the rooms
 # of the package and the functions you can rely on.
 #
-# - Survey: Wu and others, [arXiv 2508.08189](https://arxiv.org/abs/2508.08189v3), version 3.
+# - Survey: Wu and others, *Reinforcement Learning in Vision: A Survey* (version 3: *Reinforcement Learning for Large Model:
+#   A Survey*), [arXiv 2508.08189](https://arxiv.org/abs/2508.08189v3).
 # - GRPO: Shao and others, *DeepSeekMath*, [arXiv 2402.03300](https://arxiv.org/abs/2402.03300).
 # - LLaVA: Liu and others, *Visual Instruction Tuning*, [arXiv 2304.08485](https://arxiv.org/abs/2304.08485).
 #
-# The survey speaks of models a thousand times larger than ours. What carries over is the procedure. What does not is
+# The survey speaks of models thousands of times larger than ours. What carries over is the procedure. What does not is
 # the size of any effect.

@@ -138,26 +138,42 @@ def test_labels_follow_the_odds_and_keep_their_prompts():
     count = 2000
     cfg = PreferenceConfig(truth=0.0, completeness=0.0, brevity=0.2 * math.log(3), noise=0.2)
     prompts = Prompts({"prompt": list(range(count)), "scene": [FOUR] * count})
-    first, second = [f"w{i}" for i in range(count)], [f"w{i} more" for i in range(count)]
-    pairs = annotate(prompts, first, second, cfg, seeded())
-    assert len(pairs) == count
-    for i, a, b in zip(pairs.prompts["prompt"], pairs.chosen, pairs.rejected, strict=True):
-        assert {a, b} == {f"w{i}", f"w{i} more"}
-    better = sum(a.count(" ") == 0 for a in pairs.chosen) / count
-    assert better == pytest.approx(0.75, abs=0.04)
-    assert ceiling(pairs, cfg) == pytest.approx(0.75)
-    assert ceiling(pairs, PreferenceConfig(noise=0.0)) == 1
-    swapped = annotate(prompts, second, first, cfg, seeded(1))
-    assert sum(a.count(" ") == 0 for a in swapped.chosen) / count == pytest.approx(0.75, abs=0.04)
+    for order in (1, -1):
+        texts = [[f"w{i}", f"w{i} more"][::order] for i in range(count)]
+        pairs = annotate(prompts, texts, cfg, seeded())
+        assert pairs.prompts["prompt"] == list(range(count))
+        rows = zip(texts, pairs.chosen, pairs.rejected, strict=True)
+        assert all({a, b} == set(two) for two, a, b in rows)
+        better = sum(" " not in a for a in pairs.chosen) / count
+        assert better == pytest.approx(0.75, abs=0.04)
+        assert ceiling(pairs, cfg) == pytest.approx(better)  # who errs is the annotator
+    assert ceiling(pairs, PreferenceConfig(brevity=0.0)) == 0.5  # no opinion: a coin toss
+
+
+def test_of_several_the_best_and_the_worst_are_named():
+    """Without noise: the extremes.  With it: P(chosen) is proportional to e^(u / noise)."""
+    texts = ["one two three", "one", "one two"]
+    count = 3000
+    prompts = Prompts({"prompt": [""] * count, "scene": [FOUR] * count})
+    weights = {"truth": 0.0, "completeness": 0.0, "brevity": 0.1}
+    exact = PreferenceConfig(**weights, noise=0.0)
+    pairs = annotate(prompts.rows([0]), [texts], exact, seeded())
+    assert (pairs.chosen, pairs.rejected) == (["one"], ["one two three"])
+    noisy = PreferenceConfig(**weights, noise=0.1 / math.log(2))  # a word halves the odds: 4, 2, 1
+    pairs = annotate(prompts, [texts] * count, noisy, seeded())
+    for text, share in (("one", 4 / 7), ("one two", 2 / 7), ("one two three", 1 / 7)):
+        assert pairs.chosen.count(text) / count == pytest.approx(share, abs=0.04)
 
 
 def test_equal_texts_are_not_compared():
     prompts = Prompts({"prompt": ["a", "b"], "scene": [FOUR, FOUR]})
     cfg = PreferenceConfig()
-    pairs = annotate(prompts, ["same", "green cross"], ["same", "cyan cross"], cfg, seeded())
-    assert pairs.prompts["prompt"] == ["b"] and len(pairs) == 1
+    texts = [["same"] * 3, ["green cross", "cyan cross", "green cross"]]
+    pairs = annotate(prompts, texts, cfg, seeded())
+    assert pairs.prompts["prompt"] == ["b"]
+    assert {*pairs.chosen, *pairs.rejected} == {"green cross", "cyan cross"}
     with pytest.raises(UserError, match="nothing to compare"):
-        annotate(prompts, ["x", "y"], ["x", "y"], cfg, seeded())
+        annotate(prompts, [["x", "x"], ["y"]], cfg, seeded())
 
 
 def test_a_biased_annotator_prefers_long_descriptions():
@@ -172,8 +188,8 @@ def test_a_biased_annotator_prefers_long_descriptions():
 def test_same_seed_same_labels():
     scenes = sample_scenes(50, "train", seeded())
     prompts = Prompts({"prompt": [""] * 50, "scene": scenes})
-    texts = [scene.caption() for scene in scenes], ["red circle"] * 50
-    labels = [annotate(prompts, *texts, PreferenceConfig(noise=1.0), seeded(s)) for s in (0, 0, 1)]
+    texts = [[scene.caption(), "red circle"] for scene in scenes]
+    labels = [annotate(prompts, texts, PreferenceConfig(noise=1.0), seeded(s)) for s in (0, 0, 1)]
     assert labels[0].chosen == labels[1].chosen != labels[2].chosen
 
 
