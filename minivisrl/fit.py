@@ -29,8 +29,9 @@ CHECKPOINT = Path("checkpoint") / "state.safetensors"
 def _flatten(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     """The JSON skeleton of a nested state; tensors go into `tensors` under their path."""
     if isinstance(value, Tensor):
-        tensors[path] = value.detach().contiguous().clone()
-        return {"__tensor__": path}
+        name = f"{len(tensors)}:{path}"  # the number keeps names apart, the path says what it is
+        tensors[name] = value.detach().contiguous().clone()
+        return {"__tensor__": name}
     if isinstance(value, dict):
         pairs = [
             [key, _flatten(item, f"{path}/{key}" if path else str(key), tensors)]
@@ -84,7 +85,7 @@ def load_checkpoint(out: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         ) from error
 
 
-def _writable(out: Path) -> None:
+def check_writable(out: Path) -> None:
     """Create the folder and prove that a file can be written there."""
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -170,7 +171,7 @@ def fit(
             raise UserError("resume needs the folder of the run; give out=FOLDER")
         done, seconds = _restore(trainer, folder, config)
     elif folder is not None:
-        _writable(folder)
+        check_writable(folder)
         save_checkpoint(folder, trainer.state_dict(), _info(0, 0.0, config))
     if resume and done >= steps:  # finished: nothing is written
         return _rows(folder, done)
@@ -200,7 +201,9 @@ def _info(done: int, seconds: float, config: dict[str, Any]) -> dict[str, Any]:
 def _restore(trainer: Any, folder: Path, config: dict[str, Any]) -> tuple[int, float]:
     """Load the checkpoint into the trainer; returns its step and its seconds."""
     state, info = load_checkpoint(folder)
-    _writable(folder)
+    check_writable(folder)
+    if not (isinstance(info, dict) and {"step", "seconds", "config"} <= set(info)):
+        raise UserError(f"the checkpoint in {folder} is corrupt (no run wrote it); start anew")
     old, new = dict(info["config"]), dict(config)
     changed = sorted(k for k in {*old, *new} - {"steps"} if old.get(k) != new.get(k))
     if changed:
@@ -210,7 +213,7 @@ def _restore(trainer: Any, folder: Path, config: dict[str, Any]) -> tuple[int, f
         )
     try:
         trainer.load_state_dict(state)
-    except (RuntimeError, KeyError, ValueError) as error:
+    except (RuntimeError, KeyError, ValueError, TypeError) as error:
         raise UserError(
             f"the checkpoint in {folder} does not fit this model; was the base exchanged?"
         ) from error

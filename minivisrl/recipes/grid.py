@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from minivisrl import DATA, UserError
 from minivisrl.evaluation.statistics import mean_interval
+from minivisrl.fit import check_writable
 from minivisrl.recipes import CELLS, PILLARS, RECIPES
 from minivisrl.recipes.run import default_config, find_recipe, write_json
 
@@ -107,6 +108,7 @@ def grid(options: GridOptions) -> dict[str, Any]:
 
     path = Path(options.out)
     book = _read(path)
+    check_writable(path.parent)
     marks = {name: fingerprint(name) for name in options.cells}
     book["runs"] = [
         r for r in book["runs"] if r["fingerprint"] == marks.get(r["recipe"], r["fingerprint"])
@@ -132,7 +134,8 @@ def grid(options: GridOptions) -> dict[str, Any]:
             book["cells"] = {name: cell(name, book["runs"]) for name in _names(book["runs"])}
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, book)
-            update_readme(book)
+            if path == RESULTS:
+                update_readme(book)
             kind = "control" if record["control"] else "run"
             gain = record["after"] - record["before"]
             print(
@@ -163,8 +166,8 @@ def _readme_cell(cell: dict[str, Any] | None) -> str:
 
 def update_readme(book: dict[str, Any], path: Path = DATA.parent / "README.md") -> None:
     """Put the table between the `<!-- grid -->` marks of a README, if it is there."""
-    if path.exists():
-        start, end = "<!-- grid -->\n", "<!-- /grid -->"
+    start, end = "<!-- grid -->\n", "<!-- /grid -->"
+    if path.exists() and start in path.read_text():
         before, rest = path.read_text().split(start)
         path.write_text(f"{before}{start}{readme_table(book)}\n{end}{rest.split(end)[1]}")
 

@@ -128,6 +128,9 @@ def test_replay_fills_stale_groups_with_informative_ones():
     for seed in range(5):
         replay(policy, prompts, is_one, cfg, seeded(seed))
     assert len(replay.stored[0].prompts) == 6 and informative(replay.stored).all()
+    newest = act_and_judge(policy, prompts, is_one, cfg, seeded(4))  # what the last call saw
+    rows = take_groups(newest, informative(newest).nonzero()[:, 0])[0].prompts["prompt"]
+    assert replay.stored[0].prompts["row"].tolist()[-len(rows) :] == rows[-6:]
 
 
 def test_replayed_groups_keep_the_logprobs_of_the_weights_that_sampled_them():
