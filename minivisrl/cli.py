@@ -10,6 +10,7 @@ import contextlib
 import csv
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -71,6 +72,9 @@ def _one_line(box: str) -> str:
 
 def _run(args: list[str]) -> None:
     """minivisrl run PILLAR/CELL [options]"""
+    if args[:1] in (["--help"], ["-h"]):
+        print("usage: minivisrl run PILLAR/CELL [options]   options: minivisrl run RECIPE --help")
+        return
     if not args or args[0].startswith("-"):
         raise UserError("run needs a recipe, for example: minivisrl run mllm/rlvr-grpo")
     from minivisrl.recipes.run import RunOptions, default_config, find_recipe, run
@@ -160,6 +164,9 @@ def _pretrain(args: list[str]) -> None:
     """minivisrl pretrain NAME [options]"""
     from minivisrl.recipes.pretrain import CHECKPOINTS, PretrainOptions, config_of, pretrain
 
+    if args[:1] in (["--help"], ["-h"]):
+        print(f"usage: minivisrl pretrain NAME [options]   NAME: {', '.join(CHECKPOINTS)}")
+        return
     if not args or args[0].startswith("-"):
         raise UserError(f"pretrain needs a checkpoint's name: {', '.join(CHECKPOINTS)}")
     options, config = parse(f"pretrain {args[0]}", args[1:], PretrainOptions(), config_of(args[0]))
@@ -206,22 +213,27 @@ COMMANDS = {
 def main(argv: list[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     args = sys.argv[1:] if argv is None else argv
-    if not args or args[0] in ("--help", "-h"):
-        print(HELP, end="")
-        return 0
-    if args[0] == "--version":
-        print(__version__)
-        return 0
     try:
-        if args[0] not in COMMANDS:
-            raise UserError(f"unknown command {args[0]!r}; choose {', '.join(COMMANDS)}")
-        COMMANDS[args[0]](args[1:])
+        _dispatch(args)
+        sys.stdout.flush()
     except UserError as error:
         print(f"minivisrl: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # `minivisrl list | head`
-        return 0
+    except BrokenPipeError:  # `minivisrl list | head`: nobody reads what is left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+
+
+def _dispatch(args: list[str]) -> None:
+    """Run the command that `args` names."""
+    if not args or args[0] in ("--help", "-h"):
+        print(HELP, end="")
+    elif args[0] == "--version":
+        print(__version__)
+    elif args[0] not in COMMANDS:
+        raise UserError(f"unknown command {args[0]!r}; choose {', '.join(COMMANDS)}")
+    else:
+        COMMANDS[args[0]](args[1:])
 
 
 if __name__ == "__main__":

@@ -137,15 +137,23 @@ def test_unpaired_gives_each_output_its_thumb():
 
 
 def test_kto_measures_drift_on_other_prompts_outputs():
-    """The reference point: log-ratios of output i - 1 under prompt i, by hand; no gradient."""
-    policy = Recorded(3, 2, 1).randomise(1)
-    reference = Recorded(3, 2, 1)
-    records = Prompts({"prompt": [0, 1, 2], "output": [[1], [0], [1]], "desirable": [1, 0, 1]})
-    batch = KTO(KTOConfig()).compare(policy, reference, records, seeded())
-    logs = policy.logits.log_softmax(-1)[:, 0]
-    by_hand = torch.stack([logs[0, 1], logs[1, 1], logs[2, 0]]) + math.log(2)
-    assert torch.allclose(batch.unrelated, by_hand)
-    assert batch.advantages.tolist() == [1.0, -1.0, 1.0]
+    """z: the mean log-ratio of output i - 1 under prompt i, by hand; the loss moves by sigma(z)."""
+    policy, reference = Recorded(3, 2, 1), Recorded(3, 2, 1)
+    policy.logits.data[:, 0, 1] = torch.tensor([2.0, 1.0, -3.0])
+    records = Prompts({"prompt": [0, 1, 2], "output": [[1], [0], [0]], "desirable": [1, 0, 1]})
+    job = KTO(KTOConfig(score=DPOConfig(dpo_beta=1.0)))
+    batch = job.compare(policy, reference, records, seeded())
+    logs = policy.logits.log_softmax(-1)[:, 0] + math.log(2)
+    others = torch.stack([logs[0, 0], logs[1, 1], logs[2, 0]])  # outputs 0, 1, 0
+    assert torch.allclose(batch.unrelated, others) and batch.advantages.tolist() == [1, -1, 1]
+    policy.logits.data[0, 0, 1] = -2.0  # then z is above zero
+    batch = job.compare(policy, reference, records, seeded())
+    loss, stats = job.loss(policy.evaluate_actions(batch.rollout), batch)
+    logs = policy.logits.log_softmax(-1)[:, 0] + math.log(2)
+    z = (logs[0, 0] + logs[1, 1] + logs[2, 0]) / 3
+    assert z > 0.3 and stats["kl_ref"].item() == pytest.approx(z.item())
+    gains = torch.stack([logs[0, 1] - z, z - logs[1, 0], logs[2, 0] - z])  # up, down, up
+    assert loss.item() == pytest.approx((1 - gains.sigmoid()).mean().item())
 
 
 def test_kto_learns_from_single_outputs():
