@@ -99,7 +99,6 @@ def draw(done: Any) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    import torch
 
     from minivisrl.lab.plots import curves, gallery
 
@@ -121,11 +120,14 @@ def draw(done: Any) -> None:
         figure.axes[0].legend()
     figure.savefig(done.folder / "curve.png", bbox_inches="tight")
     (images, before), (_, after) = done.shown["before"], done.shown["after"]
+    rows = [range(start, min(start + 3, len(images))) for start in range(0, len(images), 3)]
+    order = [(index, told) for row in rows for told in (before, after) for index in row]
     figure = gallery(
-        torch.cat([images, images]),
-        [*before, *after],
-        columns=len(images),
-        title="held-out prompts, before (top) and after (bottom)",
+        images[[index for index, _ in order]],
+        [told[index] for index, told in order],
+        columns=3,
+        title="the same held-out prompts before and after",
+        row_labels=("before", "after") * len(rows),
     )
     figure.savefig(done.folder / "samples.png", bbox_inches="tight")
 

@@ -153,27 +153,25 @@ class Rollout:
         """Stack rollouts of one group size; shorter ones are padded with masked columns."""
         if len({part.group_size for part in parts}) != 1:
             raise ValueError("Rollout.cat needs one group_size; call rows() first")
-        width = max(part.logprobs.shape[1] for part in parts)
         actions = {
-            name: torch.cat([_widen(part.actions[name], part, width) for part in parts])
-            for name in parts[0].actions
+            name: _stack([part.actions[name] for part in parts], parts) for name in parts[0].actions
         }
         return Rollout(
             prompts=Prompts.cat([part.prompts for part in parts]),
             actions=actions,
-            logprobs=torch.cat([_widen(part.logprobs, part, width) for part in parts]),
-            mask=torch.cat([_widen(part.mask, part, width) for part in parts]),
+            logprobs=_stack([part.logprobs for part in parts], parts),
+            mask=_stack([part.mask for part in parts], parts),
             group_size=parts[0].group_size,
             outputs=_join([part.outputs for part in parts]),
         )
 
 
-def _widen(tensor: Tensor, rollout: Rollout, width: int) -> Tensor:
-    """Pad axis 1 with zeros to `width` columns if it is the rollout's column axis."""
-    columns = rollout.logprobs.shape[1]
-    if tensor.ndim < 2 or tensor.shape[1] != columns or columns == width:
-        return tensor
-    return pad(tensor, [0, 0] * (tensor.ndim - 2) + [0, width - columns])
+def _stack(tensors: Sequence[Tensor], parts: Sequence[Rollout]) -> Tensor:
+    """Concatenate; where axis 1 is the column axis of every part, pad it to the widest."""
+    widths = [part.logprobs.shape[1] for part in parts]
+    if all(x.ndim > 1 and x.shape[1] == width for x, width in zip(tensors, widths, strict=True)):
+        tensors = [pad(x, [0, 0] * (x.ndim - 2) + [0, max(widths) - x.shape[1]]) for x in tensors]
+    return torch.cat(tensors)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -92,6 +93,7 @@ def result(name: str, seed: int, control: bool) -> dict[str, object]:
         "before": 0.5,
         "after": 0.5 + gain,
         "ood": {"appearance": {"before": 0.4, "after": 0.4 + gain / 2}},
+        "others": {},
         "steps": 3,
         "seconds": 10.0 + seed,
         "total_seconds": 12.0 + seed,
@@ -101,8 +103,14 @@ def result(name: str, seed: int, control: bool) -> dict[str, object]:
 
 
 def entry(module: str, base: str) -> Recipe:
-    texts = {"paper": "none", "model": "none", "metric": "exact_match_greedy"}
-    return Recipe(module=module, base=base, minutes=1, policies=("vlm",), **texts)
+    texts = {
+        "config": "Config",
+        "build": "build",
+        "paper": "none",
+        "model": "none",
+        "metric": "exact_match_greedy",
+    }
+    return Recipe(module=module, bases=(base,), minutes=1, policies=("vlm",), **texts)
 
 
 @pytest.fixture
@@ -199,6 +207,14 @@ def test_what_makes_a_run_stale(world, case):
     assert fingerprint(FIRST) != before
 
 
+def test_another_build_makes_a_run_stale_and_another_paper_does_not(world, monkeypatch):
+    before = fingerprint(FIRST)
+    monkeypatch.setitem(RECIPES, FIRST, replace(RECIPES[FIRST], paper="another", minutes=9))
+    assert fingerprint(FIRST) == before
+    monkeypatch.setitem(RECIPES, FIRST, replace(RECIPES[FIRST], build="other"))
+    assert fingerprint(FIRST) != before
+
+
 @pytest.mark.parametrize("case", SAME)
 def test_what_leaves_a_run_current(world, case):
     before = fingerprint(FIRST)
@@ -264,7 +280,8 @@ def test_file_format(world, cli):
         assert fields.items() <= run.items()
         assert run["fingerprint"] == fingerprint(run["recipe"])
     assert set(book["cells"]) == {FIRST, SECOND}
-    expected = {"metric", "before", "after", "gain", "ci", "control_gains", "ood", "seconds"}
+    expected = {"metric", "before", "after", "gain", "ci", "control_gains", "ood", "others"}
+    expected |= {"seconds"}
     assert all(set(entry) == expected | {"peak_mb"} for entry in book["cells"].values())
 
 
@@ -392,6 +409,7 @@ def test_cell_by_hand(world):
         "ci": [pytest.approx(-0.0484, abs=1e-4), pytest.approx(0.4484, abs=1e-4)],
         "control_gains": [0.0, -0.05],  # by seed
         "ood": {"appearance": {"before": 0.4, "after": pytest.approx(0.505)}},
+        "others": {},
         "seconds": 11.0,
         "peak_mb": 402,
     }

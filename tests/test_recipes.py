@@ -5,6 +5,7 @@ from dataclasses import asdict, fields, is_dataclass, replace
 from importlib import import_module
 from math import isfinite
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_type_hints
 
 import pytest
@@ -55,8 +56,9 @@ def rebuilt(kind: type, values: dict[str, Any]) -> Any:
 
 def build(name: str, tiny: str, small: dict[str, int] = SMALL, **options: Any) -> Any:
     config = shrunk(default_config(name), **small)
-    module = import_module(RECIPES[name].module)
-    return module.build(config, RunOptions(checkpoint=tiny, **options))
+    recipe = RECIPES[name]
+    made = getattr(import_module(recipe.module), recipe.build)
+    return made(config, RunOptions(checkpoint=tiny, **options))
 
 
 class Listener(Policy):
@@ -69,6 +71,9 @@ class Listener(Policy):
     def predict(self, prompts: Prompts) -> list[str]:
         self.prompts.append(prompts)
         return ["<answer> 0 </answer>"] * len(prompts)
+
+    def rollout(self, prompts: Prompts, group_size: int, generator: torch.Generator) -> Any:
+        return SimpleNamespace(outputs=self.predict(prompts) * group_size)
 
 
 def keys(prompts: Prompts) -> list[tuple[str, bytes]]:
@@ -97,9 +102,9 @@ def test_there_are_recipes_with_known_names():
 @every_recipe
 def test_entry_is_filled(name):
     recipe = find_recipe(name)
-    texts = (recipe.module, recipe.base, recipe.paper, recipe.model, recipe.metric)
+    texts = (recipe.module, recipe.paper, recipe.model, recipe.metric)
     assert all(isinstance(text, str) and text.strip() == text != "" for text in texts)
-    assert recipe.base in CHECKPOINTS
+    assert recipe.bases and set(recipe.bases) <= set(CHECKPOINTS)
     assert recipe.metric.endswith(("_greedy", "_sampled"))  # the name says how it was decoded
     assert 0 < recipe.minutes < 60
     assert recipe.policies and len(set(recipe.policies)) == len(recipe.policies)
@@ -107,13 +112,15 @@ def test_entry_is_filled(name):
 
 @every_recipe
 def test_module_offers_config_and_build(name):
-    module = import_module(find_recipe(name).module)
-    assert is_dataclass(module.Config) and module.Config.__dataclass_params__.frozen
-    assert callable(module.build) and module.__doc__.startswith(name + ":")
+    recipe = find_recipe(name)
+    module = import_module(recipe.module)
+    kind = getattr(module, recipe.config)
+    assert is_dataclass(kind) and kind.__dataclass_params__.frozen
+    assert callable(getattr(module, recipe.build)) and kind.__doc__.startswith(name + ":")
 
 
 def test_an_unknown_recipe_is_named_with_the_known():
-    with pytest.raises(UserError, match="unknown recipe 'mllm/nope'; choose one of mllm/rlvr-grpo"):
+    with pytest.raises(UserError, match="unknown recipe 'mllm/nope'; choose one of mllm/rlhf-ppo"):
         default_config("mllm/nope")
 
 

@@ -133,6 +133,19 @@ def test_groups_are_whole_and_in_order():
     assert spelled(rollout.groups(torch.tensor([2]))) == [200, 201, 202]
 
 
+def test_cat_pads_columns_and_leaves_per_row_actions_alone():
+    """Story: a per-row action as wide as one part is long was padded like a column."""
+
+    def part(columns):
+        tokens = torch.ones(2, columns)
+        actions = {"tokens": tokens, "point": torch.ones(2, 3)}
+        return Rollout(records(2), actions, tokens, tokens, 1, ["a", "b"])
+
+    joined = Rollout.cat([part(3), part(5)])
+    assert joined.actions["tokens"].shape == (4, 5) and joined.actions["point"].shape == (4, 3)
+    assert joined.mask.sum(1).tolist() == [3, 3, 5, 5]
+
+
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 5), st.randoms())
 def test_cutting_and_joining_gives_the_rollout_back(prompts, group_size, columns, random):

@@ -7,7 +7,7 @@ Departs: the expectation over y is one greedy output per prompt, or `samples` dr
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -36,6 +36,11 @@ class Evaluation:
     def extracted(self) -> float:
         """Share of text outputs from which an answer could be extracted."""
         return sum(extract_answer(y) is not None for y in self.outputs) / len(self.outputs)
+
+    def scored_by(self, score_fn: RewardFn) -> list[float]:
+        """What a reward or a metric says of these outputs."""
+        columns = {n: c for n, c in self.prompts.columns.items() if n != "prompt"}
+        return score_fn(completions=self.outputs, prompts=self.prompts["prompt"], **columns)
 
     def by(self, column: str) -> dict[str, float]:
         """Mean score for each value of a prompt column (`kind`, say)."""
@@ -76,10 +81,8 @@ def evaluate(
         else:
             outputs += policy.predict(part)
         parts.append(part.repeat(max(1, samples)))
-    everything = Prompts.cat(parts)
-    columns = {name: c for name, c in everything.columns.items() if name != "prompt"}
-    scores = score_fn(completions=outputs, prompts=everything["prompt"], **columns)
-    return Evaluation(torch.as_tensor(scores, dtype=torch.float32), outputs, everything)
+    told = Evaluation(torch.empty(0), outputs, Prompts.cat(parts))
+    return replace(told, scores=torch.as_tensor(told.scored_by(score_fn), dtype=torch.float32))
 
 
 def accuracy(policy: Policy, prompts: Prompts, **options: Any) -> float:

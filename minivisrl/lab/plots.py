@@ -13,6 +13,9 @@ import numpy as np
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
+from minivisrl.recipes import CELLS, PILLARS
+from minivisrl.recipes.grid import cell_status
+
 # Okabe and Ito's palette: told apart with any colour vision.
 COLORS = {"policy": "#0072B2", "reference": "#7F7F7F", "reward": "#E69F00", "control": "#CC79A7"}
 OTHERS = ("#009E73", "#D55E00", "#56B4E9", "#000000")
@@ -33,8 +36,6 @@ STYLE = {
     "legend.frameon": False,
     "legend.fontsize": 8,
 }
-PILLARS = ("mllm", "generation", "unified", "vla")
-RECIPES = ("rlhf-ppo", "rlhf-grpo", "dpo", "rlvr-ppo", "rlvr-grpo")
 STATUS_COLORS = {"not yet": "#F2F2F2", "failed": "#F7D9A8", "learns": "#BFDDF2"}
 
 
@@ -97,7 +98,10 @@ def gallery(
     pictures = pictures / 255 if np.issubdtype(pictures.dtype, np.integer) else pictures.clip(0, 1)
     columns = min(columns, len(pictures))
     width, rows = min(6 / columns, 1.5), math.ceil(len(pictures) / columns)  # inches
-    texts = [textwrap.fill(str(text), max(6, int(18 * width))) for text in captions]
+    room = max(6, int(17 * width))  # letters under a picture
+    texts = [
+        "\n".join(textwrap.fill(line, room) for line in str(text).splitlines()) for text in captions
+    ]
     lines = max((text.count("\n") + 1 for text in texts), default=0)
     height = rows * (width * pictures.shape[2] / pictures.shape[3] + 0.13 * lines + 0.06)
     size = (max(3, width * columns), height + 0.3 * bool(title))
@@ -152,24 +156,15 @@ def bars(
     return figure
 
 
-def cell_status(cell: Mapping[str, Any] | None) -> str:
-    """The rule of learning: the interval of the gain is above zero, and no control run gains more
-    than a quarter of the mean gain; "not yet" while interval or controls are missing."""
-    if not cell or not cell.get("ci") or not cell.get("control_gains"):
-        return "not yet"
-    flat = max(cell["control_gains"]) <= cell["gain"] / 4
-    return "learns" if cell["ci"][0] > 0 and flat else "failed"
-
-
 @plt.rc_context(STYLE)
 def grid_table(grid: Mapping[str, Any] | str | Path, title: str = "") -> Figure:
     """Draw the 4 x 5 recipes from `grid.json` or its content; what is missing or failed shows."""
     if isinstance(grid, str | Path):
         grid = json.loads(Path(grid).read_text(encoding="utf-8"))
     figure, axes = plt.subplots()
-    codes = np.zeros((len(PILLARS), len(RECIPES)), dtype=int)
+    codes = np.zeros((len(PILLARS), len(CELLS)), dtype=int)
     for row, pillar in enumerate(PILLARS):
-        for column, recipe in enumerate(RECIPES):
+        for column, recipe in enumerate(CELLS):
             cell = grid.get("cells", {}).get(f"{pillar}/{recipe}")
             status = cell_status(cell)
             codes[row, column] = list(STATUS_COLORS).index(status)
@@ -177,9 +172,9 @@ def grid_table(grid: Mapping[str, Any] | str | Path, title: str = "") -> Figure:
             axes.text(column, row, text, ha="center", va="center", fontsize=7, linespacing=1.3)
     colors = ListedColormap(STATUS_COLORS.values())
     axes.imshow(codes, cmap=colors, vmin=0, vmax=2, aspect="auto")
-    axes.set_xticks(range(len(RECIPES)), RECIPES)
+    axes.set_xticks(range(len(CELLS)), CELLS)
     axes.set_yticks(range(len(PILLARS)), PILLARS)
-    axes.set_xticks(np.arange(0.5, len(RECIPES) - 1), minor=True)
+    axes.set_xticks(np.arange(0.5, len(CELLS) - 1), minor=True)
     axes.set_yticks(np.arange(0.5, len(PILLARS) - 1), minor=True)
     axes.grid(visible=False)
     axes.grid(which="minor", color="white", lw=3, alpha=1)
@@ -190,7 +185,8 @@ def grid_table(grid: Mapping[str, Any] | str | Path, title: str = "") -> Figure:
 
 
 def _cell_text(cell: Mapping[str, Any], status: str) -> str:
-    interval = "[{:.2f}, {:.2f}]".format(*cell["ci"]) if cell.get("ci") else "no interval"
+    known = None not in (cell.get("ci") or [None])
+    interval = "[{:.2f}, {:.2f}]".format(*cell["ci"]) if known else "no interval"
     controls = cell.get("control_gains")
     control = f"control {max(controls):+.2f}" if controls else "no control"
     start = f"{cell['before']:.2f} → {cell['after']:.2f}"

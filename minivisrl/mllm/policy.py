@@ -23,6 +23,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
+from minivisrl import UserError
 from minivisrl.decoding import sample_tokens, score_tokens
 from minivisrl.policy import (
     ActionStats,
@@ -72,7 +73,12 @@ class VLMPolicy(Policy):
         """Model inputs: per record the tokens of its image (or frames), then the question.
 
         `image` is (B, 3, H, W), or (B, frames, 3, H, W), in uint8 or as fractions of 1.
+
+        Raises:
+            UserError: a question contains the image token, for which there is no image.
         """
+        if any(IMAGE in text for text in prompts["prompt"]):
+            raise UserError(f"a prompt contains {IMAGE}; images go into the column `image`")
         image = torch.as_tensor(prompts["image"]).to(self.device)
         frames = image.shape[1] if image.ndim == 5 else 1
         marks = IMAGE * (self.image_tokens * frames)

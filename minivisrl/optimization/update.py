@@ -76,6 +76,26 @@ class Batch:
             yield Batch(self.rollout.groups(index), *parts)
 
 
+def descend(
+    policy: Policy, optimizer: torch.optim.Optimizer, loss: Tensor, max_grad_norm: float
+) -> Tensor:
+    """One optimiser step along the clipped gradient; returns its norm before clipping.
+
+    Raises:
+        UserError: the loss or its gradient is not finite.  The weights are then untouched.
+    """
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    grad_norm = clip_grad_norm_(policy.parameters(), max_grad_norm)
+    if not (loss.isfinite() and grad_norm.isfinite()):
+        raise UserError(
+            f"training diverged (loss {loss.item()}, gradient norm {grad_norm.item()}): "
+            "lower the learning rate, or look for extreme rewards"
+        )
+    optimizer.step()
+    return grad_norm
+
+
 def update(
     policy: Policy,
     optimizer: torch.optim.Optimizer,
@@ -99,14 +119,6 @@ def update(
         for part in batch.minibatches(cfg.minibatches, generator):
             forward = policy.evaluate_actions(part.rollout, values=batch.values is not None)
             loss, stats = loss_fn(forward, part)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            grad_norm = clip_grad_norm_(policy.parameters(), max_grad_norm)
-            if not (loss.isfinite() and grad_norm.isfinite()):
-                raise UserError(
-                    f"training diverged (loss {loss.item()}, gradient norm {grad_norm.item()}): "
-                    "lower the learning rate, or look for extreme rewards"
-                )
-            optimizer.step()
+            grad_norm = descend(policy, optimizer, loss, max_grad_norm)
             history.append(stats | {"loss": loss.detach(), "grad_norm": grad_norm})
     return {name: torch.stack([h[name] for h in history]).mean().item() for name in history[0]}

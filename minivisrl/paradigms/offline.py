@@ -34,11 +34,13 @@ class OfflineConfig:
     batch_size: int = 32  # B: pairs per step
     draws: int = 1  # rows per output, each encoded with noise of its own
     learning_rate: float = 1e-4  # of AdamW
+    decay_steps: int | None = None  # step at which a linear decay reaches zero; None: constant
     weight_decay: float = 0.0  # decoupled
     max_grad_norm: float = 1.0  # gradients are scaled down to this norm
 
     def __post_init__(self) -> None:
-        ranges = {"batch_size": (1, inf), "draws": (1, inf), "weight_decay": (0, inf)}
+        ranges = dict.fromkeys(["batch_size", "draws", "decay_steps"], (1, inf))
+        ranges |= {"weight_decay": (0, inf)}
         validate(self, ranges | dict.fromkeys(["learning_rate", "max_grad_norm"], (1e-12, inf)))
 
 
@@ -217,6 +219,9 @@ class OfflineTrainer:
             batch = self.optimization.compare(self.policy, self.ref_policy, records, generator)
 
         # Improve: move the scores of the chosen and of the rejected apart.
+        left = 1 - self.steps / self.cfg.decay_steps if self.cfg.decay_steps else 1.0
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.cfg.learning_rate * max(0.0, left)
         loss_fn, norm = self.optimization.loss, self.cfg.max_grad_norm
         stats = update(self.policy, self.optimizer, batch, loss_fn, ONE_STEP, norm, generator)
         self.steps += 1

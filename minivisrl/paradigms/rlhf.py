@@ -4,9 +4,12 @@ Survey: section 2.2.1, Eqs. (3), (4).
 Symbols: R_phi -> `LearnedReward`, beta -> kl_coef, gamma -> pretrain_coef, D_pre -> `draw`,
     pi_SFT -> the policy that training starts from.
 Departs: R_phi reads the feature that predicts the last masked column (the end of the text), which
-    has seen everything before it; scores are shifted and scaled to mean 0 and standard deviation 1
-    on the compared outputs, which Eq. (3) leaves free and leaves to chance. PPO and GRPO maximise
-    the first two terms of Eq. (4) in their own ways; the third is added to their gradient here.
+    has seen everything before it, and adds the mean log-prob that its own language head gives the
+    output: what the trunk has learned about images is in there, and a head of a hundred numbers
+    does not find it in some thousand comparisons. Scores are shifted and scaled to mean 0 and
+    standard deviation 1 on the compared outputs, which Eq. (3) leaves free and leaves to chance.
+    PPO and GRPO maximise the first two terms of Eq. (4) in their own ways; the third is added to
+    their gradient here.
 """
 
 from __future__ import annotations
@@ -36,10 +39,11 @@ class RewardModelConfig:
     """Stage 2 of RLHF."""
 
     steps: int = 150  # optimiser steps
+    likelihood: float = 1.0  # weight of the mean log-prob in the score; 0: the value head alone
     trainer: OfflineConfig = field(default_factory=lambda: OfflineConfig(learning_rate=3e-4))
 
     def __post_init__(self) -> None:
-        validate(self, {"steps": (1, inf)})
+        validate(self, {"steps": (1, inf), "likelihood": (0, inf)})
 
 
 def last_values(values: Tensor, mask: Tensor) -> Tensor:
@@ -49,10 +53,20 @@ def last_values(values: Tensor, mask: Tensor) -> Tensor:
     return values.gather(1, last).squeeze(1)
 
 
+def reward_scores(forward: ActionStats, mask: Tensor, likelihood: float) -> Tensor:
+    """R_phi(p, y) (N,): the value at the end of y, and `likelihood` times its mean log-prob."""
+    return last_values(forward.values, mask) + likelihood * row_scores(
+        forward.logprobs, mask, average=True
+    )
+
+
 class BradleyTerry:
-    """Teaches a policy's value head to score outputs.  Eq. (3), as a job for `OfflineTrainer`."""
+    """Teaches a policy to score outputs.  Eq. (3), as a job for `OfflineTrainer`."""
 
     needs_reference = False
+
+    def __init__(self, likelihood: float = 1.0) -> None:
+        self.likelihood = likelihood
 
     def compare(
         self, policy: Policy, ref_policy: None, records: PreferencePairs, generator: Generator
@@ -64,7 +78,7 @@ class BradleyTerry:
 
     def loss(self, forward: ActionStats, batch: Batch) -> tuple[Tensor, Stats]:
         """The loss of the pairs under the current weights."""
-        scores = last_values(forward.values, batch.rollout.mask).view(-1, 2)  # (B, 2)
+        scores = reward_scores(forward, batch.rollout.mask, self.likelihood).view(-1, 2)  # (B, 2)
         return bradley_terry_loss(scores[:, 0], scores[:, 1])
 
 
@@ -87,15 +101,18 @@ class LearnedReward:
     """R_phi(p, y) as a reward function: (score - shift) / scale, one number per output.
 
     Args:
-        policy: its value head scores; `train_reward_model` made it.
-        batch_size: rows per forward pass.
+        policy: scores, with its value head; `train_reward_model` made it.
+        likelihood: as in training.
     """
 
+    batch_size = 256  # rows per forward pass
+    __name__ = "learned"
+
     def __init__(
-        self, policy: Policy, shift: float = 0.0, scale: float = 1.0, batch_size: int = 256
+        self, policy: Policy, shift: float = 0.0, scale: float = 1.0, likelihood: float = 1.0
     ) -> None:
         self.policy, self.shift, self.scale = policy, shift, scale
-        self.batch_size, self.__name__ = batch_size, "learned"
+        self.likelihood = likelihood
 
     @torch.no_grad()
     def __call__(
@@ -109,15 +126,15 @@ class LearnedReward:
             rows = range(start, min(start + at_once, len(records)))
             asked, told = records.rows(rows[::size]), outputs.rows(rows)["output"]
             rollout = self.policy.encode(asked, told, Generator())
-            values = self.policy.evaluate_actions(rollout, values=True).values  # (N, T)
-            scores.append(last_values(values, rollout.mask))
+            forward = self.policy.evaluate_actions(rollout, values=True)
+            scores.append(reward_scores(forward, rollout.mask, self.likelihood))
         return ((torch.cat(scores) - self.shift) / self.scale).tolist()
 
     def standardised(self, pairs: PreferencePairs) -> LearnedReward:
         """The same reward with mean 0 and standard deviation 1 on the outputs of the pairs."""
-        scores = torch.tensor(pair_scores(LearnedReward(self.policy), pairs))  # (2, B)
+        scores = torch.tensor(pair_scores(self, pairs)) * self.scale + self.shift  # (2, B), raw
         scale = max(scores.std().item(), 1e-6)
-        return LearnedReward(self.policy, scores.mean().item(), scale, self.batch_size)
+        return LearnedReward(self.policy, scores.mean().item(), scale, self.likelihood)
 
 
 def train_reward_model(
@@ -129,10 +146,10 @@ def train_reward_model(
     """
     model = copy.deepcopy(policy)
     model.add_value_head(generator)
-    trainer = OfflineTrainer(model, pairs, BradleyTerry(), cfg.trainer, generator)
+    trainer = OfflineTrainer(model, pairs, BradleyTerry(cfg.likelihood), cfg.trainer, generator)
     for _ in range(cfg.steps):
         trainer.step()
-    return LearnedReward(frozen(model)).standardised(pairs)
+    return LearnedReward(frozen(model), likelihood=cfg.likelihood).standardised(pairs)
 
 
 def pair_scores(reward_fn: RewardFn, pairs: PreferencePairs) -> list[list[float]]:

@@ -17,6 +17,7 @@ import torch
 from torch import Generator, Tensor
 
 from minivisrl.optimization.kl import masked_mean
+from minivisrl.optimization.update import descend
 from minivisrl.paradigms.state import restore, snapshot
 from minivisrl.policy import Policy
 from minivisrl.rollout import Rollout
@@ -69,10 +70,7 @@ class SFTTrainer:
         with torch.autocast(self.policy.device.type, torch.bfloat16, enabled=self.cfg.autocast):
             logprobs = self.policy.logprobs(rollout)  # (N, T)
         loss, stats = sft_loss(logprobs, rollout.mask)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.cfg.max_grad_norm)
-        self.optimizer.step()
+        descend(self.policy, self.optimizer, loss, self.cfg.max_grad_norm)
         self.steps += 1
         return {name: float(value) for name, value in stats.items()} | {"learning_rate": rate}
 

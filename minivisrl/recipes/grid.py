@@ -11,6 +11,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -20,7 +21,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from minivisrl import DATA, UserError
-from minivisrl.evaluation.statistics import mean_interval
+from minivisrl.evaluation.statistics import Interval, is_learning, mean_interval
 from minivisrl.fit import check_writable
 from minivisrl.recipes import CELLS, PILLARS, RECIPES
 from minivisrl.recipes.run import default_config, find_recipe, write_json
@@ -46,22 +47,25 @@ class GridOptions:
 def fingerprint(name: str) -> str:
     """Hash of what a recipe's result depends on: config, base checkpoints, code it imports.
 
-    Comments, docstrings and layout do not count.
+    Comments, docstrings and layout do not count, nor do `__init__` files: they only list names, and
+    those of other recipes too.  Of the list of recipes, what says how this one is made counts.
     """
-    find_recipe(name)
-    digest = hashlib.sha256(json.dumps(asdict(default_config(name)), sort_keys=True).encode())
+    recipe = find_recipe(name)
+    made = [asdict(default_config(name)), recipe.module, recipe.build, recipe.metric]
+    digest = hashlib.sha256(json.dumps(made, sort_keys=True).encode())
     command = (
-        f"import sys, {RECIPES[name].module}\n"
+        f"import sys, {recipe.module}\n"
         "print('\\n'.join(sorted(m.__file__ for n, m in sys.modules.items()"
         " if n.startswith('minivisrl') and m.__file__)))"
     )
     files = subprocess.run(
         [sys.executable, "-c", command], capture_output=True, text=True, check=True
     ).stdout.split("\n")
-    for file in filter(None, files):
+    for file in (f for f in files if f and not f.endswith("__init__.py")):
         digest.update(_code(Path(file).read_text()).encode())
-    for weights in sorted((DATA / "checkpoints" / RECIPES[name].base).glob("*.safetensors")):
-        digest.update(weights.read_bytes())
+    for base in recipe.bases:
+        for weights in sorted((DATA / "checkpoints" / base).glob("*.safetensors")):
+            digest.update(weights.read_bytes())
     return digest.hexdigest()[:16]
 
 
@@ -154,13 +158,21 @@ def readme_table(book: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _readme_cell(cell: dict[str, Any] | None) -> str:
-    if cell is None or cell["ci"][0] is None or not cell["control_gains"]:
+def cell_status(summary: Mapping[str, Any] | None) -> str:
+    """learns or failed, by `is_learning`; "not yet" while the interval or controls are missing."""
+    if not summary or None in (summary.get("ci") or [None]) or not summary.get("control_gains"):
         return "not yet"
-    worst = max(cell["control_gains"])
-    verdict = "learns" if cell["ci"][0] > 0 and worst <= cell["gain"] / 4 else "**failed**"
-    low, high = cell["ci"]
-    moved = f"{cell['before']:.2f} -> {cell['after']:.2f}"
+    gain = Interval(summary["gain"], *summary["ci"])
+    return "learns" if is_learning(gain, summary["control_gains"]) else "failed"
+
+
+def _readme_cell(summary: dict[str, Any] | None) -> str:
+    if (status := cell_status(summary)) == "not yet":
+        return status
+    low, high = summary["ci"]
+    moved = f"{summary['before']:.2f} -> {summary['after']:.2f}"
+    verdict = f"**{status}**" if status == "failed" else status
+    worst = max(summary["control_gains"])
     return f"{verdict}: {moved}, gain [{low:.2f}, {high:.2f}], control {worst:+.2f}"
 
 
@@ -208,12 +220,12 @@ def cell(name: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
         "gain": mean(gains),
         "ci": [None if bound is None else round(bound, 4) for bound in interval],
         "control_gains": [round(run["after"] - run["before"], 4) for run in controls],
-        "ood": {
-            split: {
-                when: mean([run["ood"][split][when] for run in real])
-                for when in ("before", "after")
+        **{
+            field: {
+                name: {when: mean([run[field][name][when] for run in real]) for when in moved}
+                for name, moved in (real[0][field] if real else {}).items()
             }
-            for split in (real[0]["ood"] if real else {})
+            for field in ("ood", "others")
         },
         "seconds": mean([run["seconds"] for run in real]),
         "peak_mb": max((run["peak_mb"] for run in real), default=None),

@@ -15,7 +15,10 @@ from minivisrl import DATA, UserError
 from minivisrl.fit import fit, load_checkpoint
 from minivisrl.policy import params_sha256, quiet
 
-CHECKPOINTS = {"vlm": "minivisrl.recipes.pretrain_vlm"}  # name -> module with Config, build, card
+CHECKPOINTS = {  # name -> module with Config, build, measure, card
+    "vlm": "minivisrl.recipes.pretrain_vlm",
+    "vlm_reward": "minivisrl.recipes.pretrain_reward",
+}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -59,7 +59,8 @@ class RunOptions:
 class Experiment:
     """What a recipe builds: a trainer, how to measure it, and what to show of it.
 
-    `evaluate(policy)` returns the gold metric on `heldout` and on every out-of-distribution split;
+    `evaluate(policy)` returns the gold metric on `heldout` and on every out-of-distribution split,
+    `others(policy)` whatever else is worth knowing before and after, on held-out prompts;
     `show(policy)` returns images (N, 3, H, W) and one caption each, the same prompts every time.
     """
 
@@ -67,6 +68,7 @@ class Experiment:
     evaluate: Callable[[Policy], dict[str, float]]
     show: Callable[[Policy], tuple[torch.Tensor, list[str]]]
     monitor: Callable[[Policy], dict[str, float]] | None = None
+    others: Callable[[Policy], dict[str, float]] = lambda policy: {}
 
 
 @dataclass
@@ -92,7 +94,8 @@ def find_recipe(name: str) -> Recipe:
 
 def default_config(name: str) -> Any:
     """The recipe's configuration with its defaults."""
-    return import_module(find_recipe(name).module).Config()
+    recipe = find_recipe(name)
+    return getattr(import_module(recipe.module), recipe.config)()
 
 
 def load_reward(spec: str) -> Callable:
@@ -145,9 +148,10 @@ def run(
     record = {"recipe": name, **_essential(options), **asdict(config)}
     if options.resume and (finished := _finished(folder, record)):
         return RunResult(folder, finished, [])
-    experiment = import_module(recipe.module).build(config, options)
+    experiment = getattr(import_module(recipe.module), recipe.build)(config, options)
     policy = experiment.trainer.policy
-    before, shown = experiment.evaluate(policy), {"before": experiment.show(policy)}
+    before, others = experiment.evaluate(policy), experiment.others(policy)
+    shown = {"before": experiment.show(policy)}
     rows = fit(
         experiment.trainer,
         config.steps,
@@ -158,18 +162,19 @@ def run(
         config=record,
     )
     write_json(folder / "config.json", record)
-    after = experiment.evaluate(policy)
-    shown["after"] = experiment.show(policy)
+    after, shown["after"] = experiment.evaluate(policy), experiment.show(policy)
+    moved = {"ood": (before, after), "others": (others, experiment.others(policy))}
     result = {
         "recipe": name,
         "seed": options.seed,
         "metric": recipe.metric,
         "before": before["heldout"],
         "after": after["heldout"],
-        "ood": {
-            split: {"before": before[split], "after": after[split]}
-            for split in after
-            if split != "heldout"
+        **{
+            field: {
+                name: {"before": old[name], "after": new[name]} for name in new if name != "heldout"
+            }
+            for field, (old, new) in moved.items()
         },
         "steps": config.steps,
         "seconds": round(_seconds(folder), 2),

@@ -34,8 +34,8 @@ class PreferenceConfig:
     """What an annotator likes, and how reliably."""
 
     truth: float = 1.0  # weight of the share of mentioned objects that are there
-    completeness: float = 1.0  # weight of the share of objects that are mentioned
-    brevity: float = 0.02  # price of a word
+    completeness: float = 2.0  # weight of the share of objects that are mentioned
+    brevity: float = 0.01  # price of a word
     length_bias: float = 0.0  # what a word is worth to an annotator who takes length for effort
     noise: float = 0.1  # utility at which the odds become e to 1; 0: always the better one
 

@@ -2,7 +2,8 @@ r"""Scenes of coloured shapes: the truth (a scene graph) and the pixels drawn fr
 
 Every task of every pillar is a view of a scene, and every verifier reads its graph.  Positions are
 fractions of the image side, so the same graph renders at 16 or 32 px.  Objects sit in the cells of
-a 3 x 3 grid with jitter; without `overlap` no two touch, with it nearer objects hide farther ones.
+a 3 x 3 grid with jitter; without `overlap` none hides another, with it nearer ones hide farther
+ones.
 
 Splits are disjoint by construction: `train` and `heldout` scenes differ in a hash of their content,
 `appearance` scenes hold a colour-shape pair that no other split has, and `composition` scenes have

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from minivisrl.lab import COLORS, bars, curves, gallery, grid_table
-from minivisrl.lab.plots import PILLARS, RECIPES, cell_status
+from minivisrl.recipes import CELLS, PILLARS
+from minivisrl.recipes.grid import cell_status
 
 
 @pytest.fixture(autouse=True)
@@ -62,6 +63,11 @@ def test_lines_without_a_role_have_colours_of_their_own():
     assert len({line.get_color() for line in axes.lines}) == 4
 
 
+def test_gallery_keeps_the_lines_of_a_caption():
+    shown = gallery(np.zeros((3, 3, 4, 4)), ["how many ?\n3\n(truth: 4)"] * 3, columns=3)
+    assert shown.axes[0].get_xlabel() == "how many ?\n3\n(truth: 4)"
+
+
 def test_gallery_wraps_captions_and_blanks_the_last_row():
     images = torch.rand(5, 3, 16, 16) * 3 - 1
     figure = gallery(images, ["a red circle left of a blue square"] * 5, columns=3, title="t")
@@ -107,6 +113,7 @@ def test_bars_mean_whiskers_and_intervals():
         (cell(control=-0.5), "learns"),  # a control may lose
         (cell(control_gains=[]), "not yet"),  # no control: the rule cannot be met by default
         (cell(ci=None), "not yet"),
+        (cell(ci=[None, None]), "not yet"),  # one seed has no interval
         (None, "not yet"),
     ],
 )
@@ -115,15 +122,18 @@ def test_a_result_counts_as_learning(given, status):
 
 
 def test_grid_shows_missing_and_failed_cells(tmp_path):
-    grid = {"cells": {"mllm/rlvr-grpo": cell(), "vla/dpo": cell(low=-0.1)}}
+    one_seed = cell(ci=[None, None])
+    grid = {"cells": {"mllm/rlvr-grpo": cell(), "vla/dpo": cell(low=-0.1), "mllm/dpo": one_seed}}
     (tmp_path / "grid.json").write_text(json.dumps(grid))
     for source in (grid, tmp_path / "grid.json", {}):
         axes = grid_table(source, title="20 recipes").axes[0]
         texts = {text.get_position(): text.get_text() for text in axes.texts}
         assert len(texts) == 20
         missing = [text for text in texts.values() if text == "not yet"]
-        assert len(missing) == (18 if source else 20)
         if source:
-            learns = texts[RECIPES.index("rlvr-grpo"), PILLARS.index("mllm")]
+            assert "no interval" in texts[CELLS.index("dpo"), PILLARS.index("mllm")]
+        assert len(missing) == (17 if source else 20)
+        if source:
+            learns = texts[CELLS.index("rlvr-grpo"), PILLARS.index("mllm")]
             assert learns.split("\n")[0] == "0.40 → 0.80" and learns.endswith("learns")
-            assert texts[RECIPES.index("dpo"), PILLARS.index("vla")].endswith("failed")
+            assert texts[CELLS.index("dpo"), PILLARS.index("vla")].endswith("failed")

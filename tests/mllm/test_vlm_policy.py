@@ -6,6 +6,7 @@ import pytest
 import torch
 from mllm.tiny import full_forward, prompts_of, seeded, sharp_vlm
 
+from minivisrl import UserError
 from minivisrl.mllm.policy import new_vlm
 from minivisrl.rollout import Prompts, Rollout
 
@@ -110,6 +111,13 @@ def test_prediction_is_greedy_and_draws_nothing():
     best = policy.evaluate_actions(rollout).dist.logits.argmax(-1)  # (N, T)
     for ids, likeliest in zip(said, best.tolist(), strict=True):
         assert ids == likeliest[: len(ids)]
+
+
+def test_an_image_token_in_a_question_is_refused():
+    """Story: it reached the model, which complained about features and tokens not matching."""
+    prompts = Prompts({"image": torch.zeros(1, 3, 32, 32), "prompt": ["<image> how many ?"]})
+    with pytest.raises(UserError, match="a prompt contains <image>; images go into the column"):
+        new_vlm(width=32, layers=1).rollout(prompts, 1, seeded())
 
 
 def test_images_of_both_scales_are_the_same_pixels():

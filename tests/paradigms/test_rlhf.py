@@ -20,11 +20,12 @@ from minivisrl.paradigms.rlhf import (
     last_values,
     pair_accuracy,
     pair_scores,
+    reward_scores,
     rlhf_objective,
     siblings,
     train_reward_model,
 )
-from minivisrl.policy import frozen, params_sha256
+from minivisrl.policy import ActionStats, frozen, params_sha256
 from minivisrl.rewards import judge, weighted
 from minivisrl.rollout import PreferencePairs, Prompts
 
@@ -78,13 +79,22 @@ def test_the_head_finds_the_odds():
     outputs = [[[*a, 0] for a, _ in rows], [[*b, 0] for _, b in rows]]
     pairs = PreferencePairs(Prompts({"prompt": [0] * len(rows)}), *outputs)
     cfg = OfflineConfig(batch_size=60, learning_rate=0.05)
-    trainer = OfflineTrainer(model, pairs, BradleyTerry(), cfg, seeded())
+    trainer = OfflineTrainer(model, pairs, BradleyTerry(likelihood=0.0), cfg, seeded())
     assert trainer.ref_policy is None
     rows = [trainer.step() for _ in range(300)]
     assert rows[0]["loss"] == pytest.approx(math.log(2))
-    scores = torch.tensor(LearnedReward(model)([[0, 0], [1, 0], [2, 0]], [0, 0, 0]))
+    reward = LearnedReward(model, likelihood=0.0)
+    scores = torch.tensor(reward([[0, 0], [1, 0], [2, 0]], [0, 0, 0]))
     assert (scores - scores[0]).tolist() == pytest.approx([0.0, math.log(3), math.log(9)], abs=1e-3)
     assert model.logits.abs().max() == 0  # the loss reads the head alone
+
+
+def test_likelihood_joins_the_score_as_a_mean():
+    """Columns of log-probs -1 -3 (masked: -9) have mean -2; value 5 at the end."""
+    values, logprobs = torch.tensor([[7.0, 5.0, 8.0]]), torch.tensor([[-1.0, -3.0, -9.0]])
+    forward, mask = ActionStats(logprobs, None, values, None), torch.tensor([[1, 1, 0]])
+    assert reward_scores(forward, mask, 0.0).tolist() == [5.0]
+    assert reward_scores(forward, mask, 0.5).tolist() == [4.0]
 
 
 def test_the_reward_model_agrees_with_held_out_labels(trained):
@@ -123,7 +133,8 @@ def test_the_learned_reward_is_a_reward_function(trained):
         for i, text in enumerate(rollout.outputs)
     ]
     assert rewards.tolist() == pytest.approx(one_by_one, abs=1e-4)
-    small = LearnedReward(reward.policy, reward.shift, reward.scale, batch_size=4)
+    small = LearnedReward(reward.policy, reward.shift, reward.scale)
+    small.batch_size = 4
     assert judge(small, rollout)[0].tolist() == pytest.approx(one_by_one, abs=1e-4)
 
 

@@ -2,12 +2,15 @@
 
 import copy
 import math
+import sys
 
 import pytest
 import torch
 from mllm.tiny import seeded
 
+from minivisrl import UserError
 from minivisrl.mllm.policy import new_vlm
+from minivisrl.optimization.update import descend
 from minivisrl.paradigms.sft import SFTConfig, SFTTrainer, sft_loss
 from minivisrl.rollout import Prompts
 
@@ -103,15 +106,28 @@ def test_gradients_are_clipped(monkeypatch):
 
     def spy(parameters, norm):
         parameters = list(parameters)
-        clip(parameters, norm)
+        before = clip(parameters, norm)
         grads = [p.grad.norm() for p in parameters if p.grad is not None]
         norms.append(torch.stack(grads).norm().item())
+        return before
 
-    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", spy)
+    monkeypatch.setattr(sys.modules[descend.__module__], "clip_grad_norm_", spy)
     trainer = trainer_of(max_grad_norm=1e-3)
     for _ in range(3):
         trainer.step()
     assert norms == pytest.approx([1e-3] * 3, rel=1e-3)
+
+
+def test_divergence_stops_the_run():
+    """Story: the loop went on through a loss that was not a number, and shipped the weights."""
+    trainer = trainer_of()
+    with torch.no_grad():
+        trainer.policy.model.lm_head.weight[0, 0] = float("nan")
+    before = {name: p.clone() for name, p in trainer.policy.named_parameters()}
+    with pytest.raises(UserError, match="training diverged"):
+        trainer.step()
+    for name, parameter in trainer.policy.named_parameters():
+        assert torch.equal(parameter.nan_to_num(), before[name].nan_to_num())
 
 
 def test_a_resumed_run_is_the_same_run():
