@@ -45,6 +45,11 @@ class Config:
     inner: Inner = field(default_factory=Inner)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Other:
+    steps: int = 9
+
+
 def build(config, options):
     """Never called."""
     return half(config.steps)
@@ -195,6 +200,7 @@ SAME = {
     "module docstring": ("minivisrl_one.py", "A recipe that nobody runs.", "A recipe."),
     "comment": ("minivisrl_one.py", "# a comment", "# another comment"),
     "layout": ("minivisrl_helper.py", "return x / 2", "return (\n        x\n        / 2\n    )"),
+    "another config beside it": ("minivisrl_one.py", "steps: int = 9", "steps: int = 8"),
     "another recipe": ("minivisrl_two.py", "steps: int = 3", "steps: int = 4"),
 }
 

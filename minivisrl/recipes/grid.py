@@ -47,8 +47,9 @@ class GridOptions:
 def fingerprint(name: str) -> str:
     """Hash of what a recipe's result depends on: config, base checkpoints, code it imports.
 
-    Comments, docstrings and layout do not count, nor do `__init__` files: they only list names, and
-    those of other recipes too.  Of the list of recipes, what says how this one is made counts.
+    Comments, docstrings and layout do not count, nor do `__init__` files, which only list names.
+    Of the recipe's own module the functions count; its classes are configs, and of these, and of
+    the list of recipes, only the values that this recipe is made of count.
     """
     recipe = find_recipe(name)
     made = [asdict(default_config(name)), recipe.module, recipe.build, recipe.metric]
@@ -62,16 +63,19 @@ def fingerprint(name: str) -> str:
         [sys.executable, "-c", command], capture_output=True, text=True, check=True
     ).stdout.split("\n")
     for file in (f for f in files if f and not f.endswith("__init__.py")):
-        digest.update(_code(Path(file).read_text()).encode())
+        own = Path(file).stem == recipe.module.rpartition(".")[2]
+        digest.update(_code(Path(file).read_text(), without_classes=own).encode())
     for base in recipe.bases:
         for weights in sorted((DATA / "checkpoints" / base).glob("*.safetensors")):
             digest.update(weights.read_bytes())
     return digest.hexdigest()[:16]
 
 
-def _code(source: str) -> str:
-    """A module's syntax tree without its docstrings."""
+def _code(source: str, without_classes: bool = False) -> str:
+    """A module's syntax tree without its docstrings, and without its classes if asked."""
     tree = ast.parse(source)
+    if without_classes:
+        tree.body = [node for node in tree.body if not isinstance(node, ast.ClassDef)]
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list) and body and isinstance(body[0], ast.Expr):

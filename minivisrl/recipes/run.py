@@ -144,6 +144,8 @@ def run(
     if options.policy not in (None, *recipe.policies):
         raise UserError(f"policy={options.policy!r}: {name} offers {', '.join(recipe.policies)}")
     config = config if config is not None else default_config(name)
+    if config.steps < 1:
+        raise UserError(f"steps={config.steps} is not allowed: choose 1 or more")
     folder = _folder(name, options)
     record = {"recipe": name, **_essential(options), **asdict(config)}
     if options.resume and (finished := _finished(folder, record)):
