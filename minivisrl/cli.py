@@ -202,14 +202,7 @@ def _no_options(name: str, args: list[str], purpose: str) -> None:
         raise UserError(f"{name} takes no options, got {' '.join(args)}")
 
 
-COMMANDS = {
-    "run": _run,
-    "list": _list,
-    "grid": _grid,
-    "pretrain": _pretrain,
-    "papers": _papers,
-    "lab": _lab,
-}
+COMMANDS = dict(run=_run, list=_list, grid=_grid, pretrain=_pretrain, papers=_papers, lab=_lab)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -204,8 +204,6 @@ def _runs(values: Any) -> np.ndarray:
 
 
 def _smoothed(values: np.ndarray, width: int) -> np.ndarray:
-    if width == 1:
-        return values
     kernel = np.ones(width) / width
     return np.stack([np.convolve(run, kernel, mode="valid") for run in values])
 

@@ -11,7 +11,6 @@ Survey: sections 2.2 and 3.1.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -70,16 +69,14 @@ def trainers(
         drawn = Prompts(batch).sample(32, generator)
         return policy.encode(drawn, drawn["output"], generator)
 
-    ppo, grpo, direct = mllm.RLHFPPO(), mllm.RLHFGRPO(), mllm.DirectPreference()
+    grpo, dice = mllm.RLHFGRPO(), options.generator(2)
     sft = SFTConfig(learning_rate=grpo.trainer.learning_rate, total_steps=10**9)
-    imitate, dice = ExpertIteration(ExpertIterationConfig()), options.generator(2)
+    imitate = ExpertIteration(ExpertIterationConfig()), grpo.trainer, dice
     return {
-        "sft": lambda: SFTTrainer(policy, chosen, sft, dice),
-        "expert iteration": lambda: OnlineTrainer(
-            policy, prompts, reward, imitate, grpo.trainer, dice
-        ),
-        "dpo": partial(offline, policy, pairs, direct, options),
-        "rlhf, ppo": partial(online, policy, prompts, reward, ppo, options),
+        "sft": partial(SFTTrainer, policy, chosen, sft, dice),
+        "expert iteration": partial(OnlineTrainer, policy, prompts, reward, *imitate),
+        "dpo": partial(offline, policy, pairs, mllm.DirectPreference(), options),
+        "rlhf, ppo": partial(online, policy, prompts, reward, mllm.RLHFPPO(), options),
         "rlhf, grpo": partial(online, policy, prompts, reward, grpo, options),
     }
 
@@ -151,5 +148,4 @@ if __name__ == "__main__":
     import tyro
 
     for name, row in compare(tyro.cli(CompareOptions))["table"].items():
-        told = "  ".join(f"{k} {v[0]:.3f} [{v[1]:.3f}, {v[2]:.3f}]" for k, v in row.items())
-        print(f"{name:18} {told}", file=sys.stdout)
+        print(name, *(f"{k} {v[0]:.3f} [{v[1]:.3f}, {v[2]:.3f}]" for k, v in row.items()), sep="  ")

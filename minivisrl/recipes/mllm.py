@@ -120,7 +120,7 @@ class DirectPreference:
 
     steps: int = 100  # optimiser steps
     trainer: OfflineConfig = field(default_factory=OfflineConfig)
-    optimization: DPOConfig = field(default_factory=DPOConfig)
+    optimization: DPOConfig = field(default_factory=lambda: DPOConfig(dpo_beta=0.5))
     task: DescribeConfig = field(default_factory=DescribeConfig)
 
 

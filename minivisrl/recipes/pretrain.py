@@ -50,6 +50,8 @@ def pretrain(name: str, config: Any, options: PretrainOptions) -> tuple[Path, st
     """
     quiet()
     module, start = _module(name), time.perf_counter()
+    if config.steps < 1:
+        raise UserError(f"steps={config.steps} is not allowed: choose 1 or more")
     out = Path(options.out or Path("runs") / f"pretrain-{name}")
     if not options.resume and out.is_dir() and any(out.iterdir()):
         raise UserError(f"{out} is not empty; add --resume, or choose another --out")

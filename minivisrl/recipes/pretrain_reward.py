@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from math import inf
 from typing import Any
 
 from torch import Generator
 
 from minivisrl.mllm.policy import VLMPolicy
-from minivisrl.optimization import validate
 from minivisrl.paradigms.offline import OfflineConfig, OfflineTrainer
 from minivisrl.paradigms.rlhf import BradleyTerry, LearnedReward, pair_accuracy
-from minivisrl.recipes.mllm import (
-    DescribeConfig,
-    comparisons,
-    load_policy,
-    truth_and_completeness,
-)
+from minivisrl.recipes.common import SPLITS
+from minivisrl.recipes.mllm import DescribeConfig, comparisons, load_policy, truth_and_completeness
 from minivisrl.recipes.run import RunOptions
 from minivisrl.worlds.annotators import ceiling
-
-SPLITS = ("heldout", "appearance", "composition")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +23,6 @@ class Config:
         default_factory=lambda: OfflineConfig(learning_rate=3e-4, weight_decay=0.05)
     )
     task: DescribeConfig = field(default_factory=lambda: DescribeConfig(pairs=4096))
-
-    def __post_init__(self) -> None:
-        validate(self, {"steps": (1, inf)})
 
 
 def build(config: Config, seed: int) -> OfflineTrainer:

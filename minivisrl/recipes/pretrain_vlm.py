@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import partial
-from math import inf
 from typing import Any
 
 import torch
@@ -12,14 +11,13 @@ import torch
 from minivisrl.evaluation.sets import Evaluation, evaluate
 from minivisrl.mllm.policy import VLMPolicy, new_vlm
 from minivisrl.mllm.pretraining import AnnotatorConfig, demonstrations
-from minivisrl.optimization import validate
 from minivisrl.paradigms.sft import SFTConfig, SFTTrainer
+from minivisrl.recipes.common import SPLITS
 from minivisrl.rollout import Prompts
 from minivisrl.worlds.digits import KINDS as DIGIT_KINDS
 from minivisrl.worlds.digits import digit_prompts
 from minivisrl.worlds.questions import KINDS, question_prompts
 
-SPLITS = ("heldout", "appearance", "composition")
 QUESTIONS = 256  # per kind and split
 
 
@@ -28,9 +26,6 @@ class Config:
     steps: int = 2200  # optimiser steps
     sft: SFTConfig = field(default_factory=lambda: SFTConfig(autocast=True))
     annotators: AnnotatorConfig = field(default_factory=AnnotatorConfig)
-
-    def __post_init__(self) -> None:
-        validate(self, {"steps": (1, inf)})
 
 
 def build(config: Config, seed: int) -> SFTTrainer:

@@ -467,7 +467,7 @@ assert stuck[0] == 0  # 8 seeds of 128 learners: 0.00 each time
 assert stuck[1] > 0.4  # 8 seeds of 128 learners: 0.57 +- 0.04
 
 # %% [markdown]
-# With a bonus of 5 about half of the learners give the right action up. Whatever is tried first is rewarded, so it
+# With a bonus of 5 more than half of the learners give the right action up. Whatever is tried first is rewarded, so it
 # becomes likelier, so it is tried again. With bonus 0 nothing breaks, and this null result is worth keeping: a reward of
 # 0 for every failure already is a baseline of a kind.
 #
@@ -492,8 +492,7 @@ for rewards in ([1.0, 1.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0]
 # %%
 hard = {G: learn(GRPO(plain), success=0.05, group_size=G) for G in (2, 4, 16)}
 dead = {f"G = {G}": [row["zero_variance_groups"] for row in log] for G, (_, log) in hard.items()}
-lab.curves(dead, ylabel="share of dead groups", title="First too hard, then too easy (mean of 3 steps)",
-           smooth=3, x=range(1, 61))  # fmt: skip
+lab.curves(dead, ylabel="share of dead groups", title="First too hard, then too easy (mean of 3 steps)", smooth=3)
 plt.show()
 for G, (chance, log) in hard.items():
     predicted = [dead_share(p, G).mean().item() for p in chance.T]  # before steps 2, 3, ...
@@ -521,8 +520,7 @@ print("\n".join(gamed[0][0].predict(heldout.rows(range(2)))))
 
 # %%
 shown = {"reward, words": column(gamed, "reward/words"), "policy, exact match": column(gamed, "reward/exact_match")}
-title = "Paid by the word: full marks, no answers (3 seeds, mean of 3 steps)"
-lab.curves(shown, ylabel="mean over completions", title=title, smooth=3, x=range(1, 25))
+lab.curves(shown, ylabel="mean over completions", title="Paid by the word: full marks, no answers (3 seeds)", smooth=3)
 plt.show()
 last = {name: column(gamed, name)[:, -4:].mean(1) for name in ("reward/words", "reward/exact_match", "kl_ref")}
 assert last["reward/words"].min() > 0.9  # 8 seeds: 0.98 +- 0.02
