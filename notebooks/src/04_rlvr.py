@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 4. RLVR: a program as the judge
 #
-# [previous: 0. Start here](00_start_here.ipynb) | [contents](00_start_here.ipynb) |
-# [next: 6. GRPO](06_grpo.ipynb)
+# [previous: 3. DPO](03_dpo.ipynb) | [contents](00_start_here.ipynb) |
+# [next: 5. PPO](05_ppo.ipynb)
 #
 # **Question.** What does a policy learn from a program that checks its answers, and what from one that can be fooled?
 #

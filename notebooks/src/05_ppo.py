@@ -1,7 +1,8 @@
 # %% [markdown]
 # # 5. PPO: a critic says what was expected
 #
-# [previous: contents](00_start_here.ipynb) | [contents](00_start_here.ipynb) | [next: 6. GRPO](06_grpo.ipynb)
+# [previous: 4. RLVR](04_rlvr.ipynb) | [contents](00_start_here.ipynb) |
+# [next: 6. GRPO](06_grpo.ipynb)
 #
 # **Question.** What does a critic buy, and what does it cost for as long as it knows nothing?
 #

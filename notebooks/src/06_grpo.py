@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 6. GRPO: siblings instead of a critic
 #
-# [previous: 0. Start here](00_start_here.ipynb) | [contents](00_start_here.ipynb) |
+# [previous: 5. PPO](05_ppo.ipynb) | [contents](00_start_here.ipynb) |
 # [next: back to the contents](00_start_here.ipynb)
 #
 # **Question.** Can the other answers to the same question replace a learned critic, and when do they have
