@@ -98,7 +98,7 @@ def gallery(
     pictures = pictures / 255 if np.issubdtype(pictures.dtype, np.integer) else pictures.clip(0, 1)
     columns = min(columns, len(pictures))
     width, rows = min(6 / columns, 1.5), math.ceil(len(pictures) / columns)  # inches
-    room = max(6, int(17 * width))  # letters under a picture
+    room = max(6, int(20 * width - 3))  # letters under a picture
     texts = [
         "\n".join(textwrap.fill(line, room) for line in str(text).splitlines()) for text in captions
     ]

@@ -91,9 +91,7 @@ def learn(
         return (luck < chances[completions]).float().tolist()
 
     policy, prompts = Learners(128, start), Prompts({"prompt": list(range(128))})
-    cfg = OnlineConfig(
-        batch_size=128, group_size=group_size, learning_rate=0.1, max_grad_norm=1e9
-    )
+    cfg = OnlineConfig(batch_size=128, group_size=group_size, learning_rate=0.1, max_grad_norm=1e9)
     trainer = OnlineTrainer(
         policy, prompts, verifier, GRPO(GRPOConfig(kl_coef=0.0)), cfg, generator
     )

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 3. DPO: the policy is its own reward model
 #
-# [previous: 0. Start here](00_start_here.ipynb) | [contents](00_start_here.ipynb) |
+# [previous: 1. Visual RL as an MDP](01_visual_rl_as_an_mdp.ipynb) | [contents](00_start_here.ipynb) |
 # [next: 4. RLVR](04_rlvr.ipynb)
 #
 # **Question.** Can a policy learn from comparisons without a reward model, and what does that loss not see?
@@ -42,7 +42,12 @@ from minivisrl.paradigms.offline import (
     encode_pairs,
     shuffled_pairs,
 )
-from minivisrl.recipes.mllm import DescribeConfig, comparisons, describe_prompts, truth_and_completeness
+from minivisrl.recipes.mllm import (
+    DescribeConfig,
+    comparisons,
+    describe_prompts,
+    truth_and_completeness,
+)
 from minivisrl.rollout import Prompts
 
 generator = lab.setup(0)

@@ -34,7 +34,14 @@ from minivisrl.lab import check
 from minivisrl.mllm import VLMPolicy
 from minivisrl.optimization import GRPO, GRPOConfig, group_advantages
 from minivisrl.paradigms.online import OnlineConfig, OnlineTrainer, act_and_judge, shuffled
-from minivisrl.rewards import exact_match, extract_answer, format_reward, judge, numeric_distance, weighted
+from minivisrl.rewards import (
+    exact_match,
+    extract_answer,
+    format_reward,
+    judge,
+    numeric_distance,
+    weighted,
+)
 from minivisrl.worlds.digits import digit_prompts
 from minivisrl.worlds.questions import question_prompts
 
