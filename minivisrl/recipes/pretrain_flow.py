@@ -1,0 +1,23 @@
+"""The base flow policy: the captions and the report of `pretrain_diffusion`, another denoiser."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from minivisrl.generation.flow import new_flow
+from minivisrl.paradigms.sft import SFTTrainer
+from minivisrl.recipes.pretrain_diffusion import Config, learn, measure, report
+
+__all__ = ["Config", "build", "card", "measure"]
+
+
+def build(config: Config, seed: int) -> SFTTrainer:
+    """A trainer of an untrained SD3 transformer."""
+    return learn(new_flow(seed, pixels=config.pixels), config, seed)
+
+
+def card(facts: dict[str, Any]) -> str:
+    """The model card, in Markdown."""
+    about = """An `SD3Transformer2DModel` (4 layers, patches of 4 x 4) and a T5 encoder (1 layer),
+width 128, over the shared vocabulary; on pixels. It predicts the velocity of a rectified flow."""
+    return report(facts, "flow: the base that flows from noise to picture", about)
