@@ -403,7 +403,7 @@ WRONG = [
     (weight_problems, {"data/a": 39_000_000, "data/b": 1_000_000}, "data has 40000000 bytes"),
     (weight_problems, {"data/a": 30_000_000, "notebooks/b": 30_000_000}, "the repository has"),
     (size_problems, {"a.py": "x = 1\n" * 301}, "a.py: module has 301 lines"),
-    (size_problems, {f"{i}.py": "x = 1\n" * 260 for i in range(26)}, "package has 6760"),
+    (size_problems, {f"{i}.py": "x = 1\n" * 260 for i in range(36)}, "package has 9360"),
     (size_problems, {"a.py": "def f():\n" + "    x = 1\n" * 60}, "a.py:f has 61 lines"),
     (size_problems, {"a.py": "def f():\n" + "    x = 1\n" * 14}, "median function has 15"),
 ]
