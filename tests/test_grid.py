@@ -240,9 +240,9 @@ def test_fingerprint_reads_what_the_real_recipe_imports(monkeypatch):
     """The loss, the world and the policy count; the command line and the plots do not."""
     read, code = [], grid_module._code
 
-    def reading(source: str) -> str:
+    def reading(source: str, **options: bool) -> str:
         read.append(source)
-        return code(source)
+        return code(source, **options)
 
     monkeypatch.setattr(grid_module, "_code", reading)
     fingerprint(FIRST)

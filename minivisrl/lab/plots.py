@@ -14,7 +14,6 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 from minivisrl.recipes import CELLS, PILLARS
-from minivisrl.recipes.grid import cell_status
 
 # Okabe and Ito's palette: told apart with any colour vision.
 COLORS = {"policy": "#0072B2", "reference": "#7F7F7F", "reward": "#E69F00", "control": "#CC79A7"}
@@ -159,6 +158,8 @@ def bars(
 @plt.rc_context(STYLE)
 def grid_table(grid: Mapping[str, Any] | str | Path, title: str = "") -> Figure:
     """Draw the 4 x 5 recipes from `grid.json` or its content; what is missing or failed shows."""
+    from minivisrl.recipes.grid import cell_status  # late: it imports torch
+
     if isinstance(grid, str | Path):
         grid = json.loads(Path(grid).read_text(encoding="utf-8"))
     figure, axes = plt.subplots()

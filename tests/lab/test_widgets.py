@@ -30,6 +30,7 @@ def line(slope, kind):
 
 
 def test_explore_draws_once_then_on_every_move(shown):
+    plt.close("all")  # what other tests left open
     explore(line, slope=(0.0, 2.0, 0.5), kind=["policy", "reward"])
     box, picture = shown
     assert picture.axes[0].lines[0].get_ydata()[1] == 1.0  # the middle of the slider
