@@ -494,11 +494,11 @@ assert 0.09 < end["flips 0.50"] < 0.16  # 8 seeds: 0.13 +- 0.01: the start
 # %%
 start = (0.2, 0.3) + (0.5 / 6,) * 6
 goes = {}
-for loophole in (0.0, 0.5, 0.9, 1.0):
+for loophole in (0.5, 0.9, 1.0):
     final = torch.stack([learn(acceptance(0.0, loophole), start, seed=seed)[:, -1] for seed in range(3)])  # (S, 128, V)
     goes[loophole] = (final[..., 1] > 0.5).float().mean().item()
     print(f"loophole {loophole}: {goes[loophole]:.0%} of the learners prefer the wrong answer")
-assert max(goes[0.0], goes[0.5], goes[0.9]) < 0.02  # 8 seeds: 0.000, 0.000 and 0.001 +- 0.003
+assert max(goes[0.5], goes[0.9]) < 0.02  # 8 seeds: 0.000 and 0.001 +- 0.003
 assert goes[1.0] > 0.96  # 8 seeds: 0.99 +- 0.01
 
 # %% [markdown]

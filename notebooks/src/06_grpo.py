@@ -2,7 +2,7 @@
 # # 6. GRPO: siblings instead of a critic
 #
 # [previous: 5. PPO](05_ppo.ipynb) | [contents](00_start_here.ipynb) |
-# [next: back to the contents](00_start_here.ipynb)
+# [next: 7. Conventional MLLMs](07_conventional_mllms.ipynb)
 #
 # **Question.** Can the other answers to the same question replace a learned critic, and when do they have
 # nothing to say?
