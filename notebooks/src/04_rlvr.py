@@ -425,7 +425,7 @@ for asked, truth, told in zip(few["prompt"], few["answer"], gamed[0][0].predict(
 
 # %%
 curves = {"reward, truth anywhere": column(gamed, "reward"), "policy, exact match": column(gamed, "reward/exact_match")}
-title = "A happier verifier, worse answers (3 seeds, mean of 6 steps)"
+title = "Accepted and right part ways (3 seeds, mean of 6 steps)"
 figure = lab.curves(curves, ylabel="share of completions", title=title, smooth=6, x=range(1, 25))
 figure.axes[0].set_xticks(range(6, 25, 3))
 plt.show()
@@ -447,15 +447,16 @@ assert mean["accepted"] - mean["right"] > 0.11  # base 0.03; 8 seeds: 0.39 +- 0.
 # 0.48 +- 0.07, false positives 0.20 +- 0.09
 
 # %% [markdown]
-# The base writes working now and then, and a truth among the counts passes as an answer. So working pays, then
-# working with more numbers, then numbers that are likely truths: in most runs we see `2 purple 0 green 1 ...`, which covers
-# three answers at once. Nobody told the policy where the hole is. It only had to be rewarded once.
+# The base writes working now and then, and a truth among the counts passes as an answer. So working pays; then working
+# with more numbers pays more: counts of other colors, or several answers in a row, which cover two or three truths at
+# once. Nobody told the policy where the hole is. It only had to be rewarded once.
 #
 # The error rate of 0.05 was no property of the verifier. It belonged to a verifier *and a policy*, and training changes
 # the policy, towards whatever passes. Four ways to notice, and how they did here:
 #
-# 1. **A metric that is not the reward.** The weight-0 term falls while the reward rises. It shows in every run.
-# 2. **Audit again**, on fresh completions of the trained policy. It shows at once.
+# 1. **A metric that is not the reward.** The weight-0 term parts from the reward: by 0.17 or more in each of 8 runs, over the
+#    last four steps. At the start the gap is 0.03.
+# 2. **Audit again**, on fresh completions of the trained policy. False positives rise from 0.05 to between 0.45 and 0.72.
 # 3. **Read samples.** Four lines, above, are enough.
 # 4. **The share of extracted answers** falls in some runs only. And `kl_ref` is of little help: with this step size it grows
 #    under the honest verifier too, and the two ranges overlap. What betrayed the last failure need not betray the next.
