@@ -97,6 +97,7 @@ def _run(args: list[str]) -> None:
 def draw(done: Any) -> None:
     """`curve.png` and `samples.png` of a finished run, in its folder."""
     import matplotlib
+    import torch
 
     matplotlib.use("Agg")
 
@@ -114,17 +115,18 @@ def draw(done: Any) -> None:
         title=title,
         smooth=5,
     )
-    if held:
-        steps, scores = zip(*held, strict=True)
-        figure.axes[0].plot([0, *steps], [result["before"], *scores], "o-", label="held-out")
-        figure.axes[0].legend()
+    ends = {0: result["before"], result["steps"]: result["after"]}
+    steps, scores = zip(*sorted((dict(held) | ends).items()), strict=True)
+    figure.axes[0].plot(steps, scores, "o-", label="held-out")
+    figure.axes[0].legend()
     figure.savefig(done.folder / "curve.png", bbox_inches="tight")
-    (images, before), (_, after) = done.shown["before"], done.shown["after"]
-    rows = [range(start, min(start + 3, len(images))) for start in range(0, len(images), 3)]
-    order = [(index, told) for row in rows for told in (before, after) for index in row]
+    sides = done.shown["before"], done.shown["after"]  # each with images and captions
+    count = len(sides[0][1])
+    rows = [range(start, min(start + 3, count)) for start in range(0, count, 3)]
+    order = [(index, side) for row in rows for side in sides for index in row]
     figure = gallery(
-        images[[index for index, _ in order]],
-        [told[index] for index, told in order],
+        torch.stack([images[index] for index, (images, _) in order]),
+        [told[index] for index, (_, told) in order],
         columns=3,
         title="the same held-out prompts before and after",
         row_labels=("before", "after") * len(rows),

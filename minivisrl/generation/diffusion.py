@@ -34,7 +34,7 @@ class DiffusionPolicy(DenoisingPolicy):
     """Draws by DDIM with `sampler.noise` as eta.
 
     Args:
-        scheduler: any with `alphas_cumprod`, of a denoiser that predicts noise.
+        scheduler: any with `alphas_cumprod`, of a denoiser that predicts noise or velocity (v).
         vae: None where the transformer denoises pixels; never trained.
     """
 
@@ -48,8 +48,9 @@ class DiffusionPolicy(DenoisingPolicy):
         sampler: SamplerConfig | None = None,
     ) -> None:
         super().__init__(model, text_encoder, tokenizer, sampler)
-        if (kind := scheduler.config.prediction_type) != "epsilon":
-            raise UserError(f"the pipeline predicts {kind!r}; use one that predicts 'epsilon'")
+        if (kind := scheduler.config.prediction_type) not in ("epsilon", "v_prediction"):
+            raise UserError(f"the pipeline predicts {kind!r}; use 'epsilon' or 'v_prediction'")
+        self.says_noise = kind == "epsilon"
         self.scheduler, self.vae = scheduler, vae.requires_grad_(False) if vae else None
         final = getattr(scheduler, "final_alpha_cumprod", torch.tensor(1.0))
         bars = torch.cat([scheduler.alphas_cumprod, final.view(1)])  # level -1 is without noise
@@ -67,7 +68,7 @@ class DiffusionPolicy(DenoisingPolicy):
         return torch.cat([self.scheduler.timesteps, torch.tensor([-1])]).to(self.device)
 
     def network(self, x: Tensor, level: Tensor, text: Text) -> Tensor:
-        """The noise in x; a second half of channels, where there is one, is a variance."""
+        """Noise or velocity; a second half of channels, where there is one, is a variance."""
         told = {"encoder_hidden_states": text[0], "encoder_attention_mask": text[1]}
         none = {"resolution": None, "aspect_ratio": None}
         said = self.model(x, timestep=level, added_cond_kwargs=none, **told).sample
@@ -77,13 +78,19 @@ class DiffusionPolicy(DenoisingPolicy):
         self, said: Tensor, x: Tensor, level: Tensor, after: Tensor, noise: float
     ) -> tuple[Tensor, Tensor]:
         """A DDIM step with eta = `noise`."""
-        return ddim_transition(said, x, self.alpha_bars[level], self.alpha_bars[after], noise)
+        now, then = self.alpha_bars[level], self.alpha_bars[after]
+        if not self.says_noise:
+            rows = now.view(-1, 1, 1, 1)
+            said = rows.sqrt() * said + (1 - rows).sqrt() * x
+        return ddim_transition(said, x, now, then, noise)
 
     def corrupt(self, clean: Tensor, noise: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Noise at a timestep drawn uniformly; the denoiser should say the noise."""
+        """Noise at a timestep drawn uniformly; the denoiser should say it, or the velocity."""
         level = (u * (len(self.alpha_bars) - 1)).long()  # (N,)
         bar = self.alpha_bars[level][:, None, None, None]
-        return bar.sqrt() * clean + (1 - bar).sqrt() * noise, level, noise
+        signal, spread = bar.sqrt(), (1 - bar).sqrt()
+        said = noise if self.says_noise else signal * noise - spread * clean
+        return signal * clean + spread * noise, level, said
 
     def to_latents(self, images: Sequence[Tensor] | Tensor) -> Tensor:
         """Pixels in [-1, 1], or the VAE's mean."""
@@ -134,5 +141,7 @@ def new_diffusion(
         sizes |= {"cross_attention_dim": width, "caption_channels": width, "norm_num_groups": 1}
         model = PixArtTransformer2DModel(**sizes)
         reader = new_text_encoder(tokenizer(), width, min(layers, 2))
-    scheduler = DDIMScheduler(clip_sample=False, timestep_spacing="trailing")
+    betas = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+    kind = {"prediction_type": "v_prediction", "timestep_spacing": "trailing"}
+    scheduler = DDIMScheduler(clip_sample=False, **betas, **kind)
     return DiffusionPolicy(model, reader, tokenizer(), scheduler)

@@ -13,28 +13,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import inf
 from random import Random
-from zlib import crc32
 
 import torch
 from torch import Generator
 
 from minivisrl.optimization.update import validate
 from minivisrl.policy import Policy
-from minivisrl.rewards.pictures import Seen, snapped, wanted
 from minivisrl.rollout import Prompts, Rollout
 from minivisrl.tokenizer import PictureTokenizer, pixels_of
-from minivisrl.worlds.scenes import (
-    COLOUR_NAMES,
-    HELDOUT_SHARE,
-    SHAPES,
-    UNSEEN_PAIRS,
-    Scene,
-    render,
-    sample_scenes,
-)
-
-ROWS, COLUMNS = ("top", "middle", "bottom"), ("left", "center", "right")
-NUMBERS = {"composition": (4, 4)}  # objects per picture; elsewhere 1 to 3
+from minivisrl.worlds.drawings import drawing_scenes, misread_captions
+from minivisrl.worlds.scenes import render
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,69 +36,13 @@ class CaptionConfig:
         validate(self, {"images": (1, inf), "wrong": (0, 1)})
 
 
-def phrase(seen: Seen) -> str:
-    """`red circle top left`."""
-    return f"{seen.color} {seen.shape} {ROWS[seen.cell // 3]} {COLUMNS[seen.cell % 3]}"
-
-
-def caption(scene: Scene) -> str:
-    """The true and complete caption, in reading order."""
-    return ", ".join(map(phrase, wanted(scene)))
-
-
-def _drawable(scene: Scene, split: str) -> bool:
-    """Whether a scene is of the split, and no two neighbours of one color would touch."""
-    colors = {seen.cell: seen.color for seen in wanted(scene)}
-    across = (colors[c] == colors.get(c + 1) for c in colors if c % 3 < 2)
-    down = (colors[c] == colors.get(c + 3) for c in colors)
-    heldout = crc32(caption(scene).encode()) % HELDOUT_SHARE == 0
-    other = split in ("train", "heldout") and heldout != (split == "heldout")
-    return not (other or any(across) or any(down))
-
-
-def drawing_scenes(count: int, split: str, generator: Generator) -> list[Scene]:
-    """Scenes of large objects that can be told apart at 16 px, and of which captions can be told.
-
-    Splits are disjoint: by a hash of the caption for `train` and `heldout`, by unseen colour-shape
-    pairs for `appearance`, by the number of objects (four) for `composition`.
-    """
-    source = "appearance" if split == "appearance" else "train"
-    found: list[Scene] = []
-    while len(found) < count:
-        drawn = sample_scenes(2 * count, source, generator, objects=NUMBERS.get(split, (1, 3)))
-        found += [scene for scene in map(snapped, drawn) if _drawable(scene, split)]
-    return found[:count]
-
-
-def drawing_prompts(count: int, split: str, generator: Generator) -> Prompts:
-    """`count` captions to draw: columns prompt, scene, and objects, how many there are."""
-    scenes = drawing_scenes(count, split, generator)
-    objects = [len(scene.things) for scene in scenes]
-    return Prompts({"prompt": list(map(caption, scenes)), "scene": scenes, "objects": objects})
-
-
-def misread(seen: Seen, random: Random) -> Seen:
-    """The object with another color, shape, row or column; never a pair that training must miss."""
-    row, column = divmod(seen.cell, 3)
-    colors = [seen._replace(color=color) for color in COLOUR_NAMES if color != seen.color]
-    shapes = [seen._replace(shape=shape) for shape in SHAPES if shape != seen.shape]
-    rows = [seen._replace(cell=3 * other + column) for other in range(3) if other != row]
-    columns = [seen._replace(cell=3 * row + other) for other in range(3) if other != column]
-    kinds = [[new for new in kind if new[:2] not in UNSEEN_PAIRS] for kind in (colors, shapes)]
-    return random.choice(random.choice([*kinds, rows, columns]))
-
-
 def captioned(
     policy: Policy, cfg: CaptionConfig, pixels: int, generator: Generator, step: int
 ) -> Rollout:
     """The batch of a step: encoded pictures, each with a caption that may be wrong."""
     scenes = drawing_scenes(cfg.images, "train", generator)
     random = Random(int(torch.randint(2**62, (), generator=generator)))
-    told = [
-        [misread(s, random) if random.random() < cfg.wrong else s for s in wanted(scene)]
-        for scene in scenes
-    ]
-    prompts = Prompts({"prompt": [", ".join(map(phrase, seen)) for seen in told]})
+    prompts = Prompts({"prompt": misread_captions(scenes, cfg.wrong, random)})
     return policy.encode(prompts, render(scenes, pixels), generator)
 
 

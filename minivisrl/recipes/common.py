@@ -87,6 +87,7 @@ def experiment(
     monitor: Callable[[Evaluation], dict[str, float]],
     splits: Sequence[str] = SPLITS,
     samples: int = 0,
+    others: Callable[[Policy, Prompts], dict[str, float]] | None = None,
 ) -> Experiment:
     """Measure a trainer's policy on fixed prompts of every split, and show six of them.
 
@@ -97,6 +98,7 @@ def experiment(
             the greedy output's score is reported beside it.
         show: images and captions of an evaluation.
         monitor: more statistics of the held-out evaluation.
+        others: what else is worth knowing before and after, of a policy on held-out prompts.
     """
     fixed = Generator().manual_seed(EVALUATION_SEED)
     sets = {split: make(split, fixed) for split in splits}
@@ -109,6 +111,10 @@ def experiment(
         dice = Generator().manual_seed(EVALUATION_SEED)
         return evaluate(policy, prompts, score_fn, samples=samples, generator=dice)
 
+    def told_beside(policy: Policy) -> dict[str, float]:
+        greedy = {"greedy": score(policy, heldout, 0).score} if samples else {}
+        return greedy | (others(policy, heldout) if others else {})
+
     def watch(policy: Policy) -> dict[str, float]:
         told, moved = score(policy, heldout), kl_to_start(policy, start, drift, Generator())
         return {"heldout": told.score, **monitor(told), **moved}
@@ -116,7 +122,7 @@ def experiment(
     return Experiment(
         trainer=trainer,
         evaluate=lambda policy: {split: score(policy, sets[split]).score for split in splits},
-        others=lambda policy: {"greedy": score(policy, heldout, 0).score} if samples else {},
+        others=told_beside,
         show=lambda policy: show(score(policy, few)),
         monitor=watch,
     )

@@ -18,6 +18,10 @@ from minivisrl.policy import params_sha256, quiet
 CHECKPOINTS = {  # name -> module with Config, build, measure, card
     "vlm": "minivisrl.recipes.pretrain_vlm",
     "vlm_reward": "minivisrl.recipes.pretrain_reward",
+    "diffusion": "minivisrl.recipes.pretrain_diffusion",
+    "flow": "minivisrl.recipes.pretrain_flow",
+    "tokens": "minivisrl.recipes.pretrain_tokens",
+    "picture_reward": "minivisrl.recipes.pretrain_picture_reward",
 }
 
 

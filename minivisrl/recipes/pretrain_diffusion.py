@@ -10,11 +10,12 @@ from torch import Generator
 
 from minivisrl.evaluation.sets import evaluate
 from minivisrl.generation.diffusion import new_diffusion
-from minivisrl.generation.pretraining import CaptionConfig, captioned, drawing_prompts
+from minivisrl.generation.pretraining import CaptionConfig, captioned
 from minivisrl.paradigms.sft import SFTConfig, SFTTrainer
 from minivisrl.policy import Policy
 from minivisrl.recipes.common import SPLITS
 from minivisrl.rewards.pictures import composition, exact_composition
+from minivisrl.worlds.drawings import drawing_prompts
 
 CAPTIONS = 384  # per split
 

@@ -21,20 +21,13 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
+from minivisrl.rewards.judge import text_of
+from minivisrl.worlds.drawings import SNAP, Seen, cell_of, read_caption, wanted
 from minivisrl.worlds.scenes import BACKGROUND, COLOUR_NAMES, PALETTE, SHAPES, Scene, Thing
 
 TOLERANCE = 0.4  # a pixel further than this from every color of the palette has none
 LEAST_OVERLAP = 0.7  # intersection over union with the nearest shape, for an object to be one
 MOST_CLUTTER = 0.1  # share of the pixels
-SNAP = 16  # objects of drawing tasks sit on the centres of a raster of 16 x 16 pixels
-
-
-class Seen(NamedTuple):
-    """An object as its pixels show it; `cell` counts the 3 x 3 grid in reading order."""
-
-    color: str
-    shape: str
-    cell: int
 
 
 class Reading(NamedTuple):
@@ -42,25 +35,6 @@ class Reading(NamedTuple):
 
     things: list[Seen]
     clutter: float
-
-
-def cell_of(x: float, y: float) -> int:
-    """The cell, 0 to 8 in reading order, of a place given in fractions of the image side."""
-    return 3 * min(int(3 * y), 2) + min(int(3 * x), 2)
-
-
-def snapped(scene: Scene) -> Scene:
-    """The scene with large objects, each moved to the nearest place where 16 px tell shapes apart.
-
-    The same graph renders at any size.
-    """
-
-    def snap(place: float) -> float:
-        return (int(place * SNAP) + 0.5) / SNAP
-
-    return Scene(
-        tuple(Thing(t.shape, t.color, "large", snap(t.x), snap(t.y), t.depth) for t in scene.things)
-    )
 
 
 @cache
@@ -134,14 +108,6 @@ def read_pictures(images: Sequence[Tensor] | Tensor) -> list[Reading]:
     return readings
 
 
-def wanted(scene: Scene) -> list[Seen]:
-    """What a picture of the scene must show, in reading order."""
-    return sorted(
-        (Seen(t.color, t.shape, cell_of(t.x, t.y)) for t in scene.things),
-        key=lambda seen: seen.cell,
-    )
-
-
 def _credit(reading: Reading, scene: Scene) -> float:
     if reading.clutter > MOST_CLUTTER:
         return 0.0
@@ -167,3 +133,9 @@ def exact_composition(
 ) -> list[float]:
     """1 where a picture shows every object of the scene and nothing else, else 0.  Eq. (7)."""
     return [float(score == 1.0) for score in composition(completions, scene)]
+
+
+def caption_truth(completions: Sequence[Any], scene: Sequence[Scene], **_: Any) -> list[float]:
+    """The same credit for a text that describes the scene, by the objects that it names in full."""
+    told = [Reading(read_caption(text_of(text)), 0.0) for text in completions]
+    return [_credit(reading, truth) for reading, truth in zip(told, scene, strict=True)]

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp, log
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Generator
@@ -106,30 +106,49 @@ def preference(first: str, second: str, scene: Scene, cfg: PreferenceConfig) -> 
     return 1 / (1 + odds) if gap > 0 else odds / (1 + odds)
 
 
+def best_and_worst(
+    prompts: Prompts,
+    candidates: Sequence[Sequence[Any]],
+    worth: Sequence[Sequence[float]],
+    noise: float,
+    g: Generator,
+) -> PreferencePairs:
+    """What an annotator who sees several outputs per prompt likes best, and what least.
+
+    What each is worth is noisy (Gumbel); of two, the better one wins with the odds of `preference`.
+    Where there are not two there is nothing to say, so fewer pairs than prompts may come back.
+
+    Raises:
+        UserError: there are never two.
+    """
+    keep, chosen, rejected = [], [], []
+    for i, (outputs, values) in enumerate(zip(candidates, worth, strict=True)):
+        exponential = torch.empty(len(outputs), device=g.device).exponential_(generator=g).tolist()
+        gumbel = [-noise * log(max(e, 1e-30)) for e in exponential]
+        felt = [value + n for value, n in zip(values, gumbel, strict=True)]
+        if len(outputs) > 1:
+            keep.append(i)
+            chosen.append(outputs[felt.index(max(felt))])
+            rejected.append(outputs[felt.index(min(felt))])
+    if not keep:
+        raise UserError("there is nothing to compare: all descriptions of a scene are equal")
+    return PreferencePairs(prompts.rows(keep), chosen, rejected)
+
+
 def annotate(
     prompts: Prompts, candidates: Sequence[Sequence[str]], cfg: PreferenceConfig, g: Generator
 ) -> PreferencePairs:
     """Let an annotator read several descriptions of each `scene`: favourite and least favourite.
 
-    What each is worth is noisy (Gumbel); of two, the better one wins with the odds of `preference`.
-    Where all are equal there is nothing to say, so fewer pairs than prompts may come back.
+    Equal descriptions of a scene count once; see `best_and_worst`.
 
     Raises:
         UserError: all descriptions of every scene are equal.
     """
-    keep, chosen, rejected = [], [], []
-    for i, (texts, scene) in enumerate(zip(candidates, prompts["scene"], strict=True)):
-        texts = list(dict.fromkeys(texts))
-        exponential = torch.empty(len(texts), device=g.device).exponential_(generator=g).tolist()
-        noise = [-cfg.noise * log(max(e, 1e-30)) for e in exponential]
-        worth = [utility(text, scene, cfg) + n for text, n in zip(texts, noise, strict=True)]
-        if len(texts) > 1:
-            keep.append(i)
-            chosen.append(texts[worth.index(max(worth))])
-            rejected.append(texts[worth.index(min(worth))])
-    if not keep:
-        raise UserError("there is nothing to compare: all descriptions of a scene are equal")
-    return PreferencePairs(prompts.rows(keep), chosen, rejected)
+    texts = [list(dict.fromkeys(told)) for told in candidates]
+    scenes = zip(texts, prompts["scene"], strict=True)
+    worth = [[utility(text, scene, cfg) for text in told] for told, scene in scenes]
+    return best_and_worst(prompts, texts, worth, cfg.noise, g)
 
 
 def ceiling(pairs: PreferencePairs, cfg: PreferenceConfig) -> float:

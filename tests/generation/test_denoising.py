@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, DDIMScheduler
 from generation.tiny import CAPTIONS, REAL, captions, denoisers, seeded
 
 from minivisrl import UserError
@@ -195,8 +195,9 @@ def test_encoding_draws_a_level_and_noise(lib=REAL):
             assert 0 < level.min() and level.max() <= 1
         else:
             bar = policy.scheduler.alphas_cumprod[level].view(-1, 1, 1, 1)
-            clean = (x - (1 - bar).sqrt() * target) / bar.sqrt()
-            assert target.std() == pytest.approx(1, abs=0.05) and level.dtype == torch.long
+            clean = bar.sqrt() * x - (1 - bar).sqrt() * target
+            noise = (1 - bar).sqrt() * x + bar.sqrt() * target
+            assert noise.std() == pytest.approx(1, abs=0.05) and level.dtype == torch.long
         torch.testing.assert_close(clean, 2 * images - 1, atol=2e-3, rtol=0)
         with torch.no_grad():
             row = torch.arange(6) // 2
@@ -305,7 +306,7 @@ def test_a_pipeline_with_a_vae_and_a_learned_variance(tmp_path):
     blocks |= {"up_block_types": ["UpDecoderBlock2D"] * 2}
     vae = AutoencoderKL(block_out_channels=(8, 8), norm_num_groups=4, **blocks)
     model = type(small.model).from_config({k: v for k, v in config.items() if k[0] != "_"})
-    parts = small.text_encoder, small.tokenizer, small.scheduler, vae
+    parts = small.text_encoder, small.tokenizer, DDIMScheduler(clip_sample=False), vae
     policy = REAL.DiffusionPolicy(model, *parts)
     rollout = policy.rollout(captions(), 2, seeded())
     assert rollout.actions["x"].shape == (6, 9, 4, 8, 8)
@@ -375,7 +376,7 @@ def test_settings_are_checked():
         with pytest.raises(UserError, match=f"SamplerConfig.{name}"):
             REAL.SamplerConfig(**{name: value})
     small = REAL.new_diffusion(width=32, layers=1)
-    wrong = type(small.scheduler)(prediction_type="v_prediction")
+    wrong = type(small.scheduler)(prediction_type="sample")
     with pytest.raises(UserError, match="epsilon"):
         REAL.DiffusionPolicy(small.model, small.text_encoder, small.tokenizer, wrong)
 
@@ -393,3 +394,33 @@ def test_a_new_policy_is_its_seed():
 def test_prompts_need_no_other_column():
     policy = denoisers()[1]
     assert len(policy.predict(Prompts({"prompt": ["", "red"], "n": [1, 2]}))) == 2
+
+
+def test_levels_end_where_nothing_is_left_to_denoise(lib=REAL):
+    """Story: a last level of timestep 0 leaves a hundredth of noise in every picture."""
+    diffusion, flow = denoisers(lib)
+    assert diffusion.levels(5)[-1] == -1 and diffusion.alpha_bars[-1] == 1
+    assert flow.levels(4).tolist() == [1, 0.75, 0.5, 0.25, 0]
+
+
+def test_who_says_the_truth_gets_the_picture_back(lib=REAL):
+    """What `corrupt` wants to hear takes a step without noise to the clean picture."""
+    clean = 2 * pictures(6) - 1
+    noise, u = torch.randn(clean.shape, generator=seeded(1)), torch.linspace(0, 0.9, 6)
+    for policy in denoisers(lib):
+        x, level, truth = policy.corrupt(clean, noise, u)
+        end = policy.levels(5)[-1].expand(6)
+        found, _ = policy.transition(truth, x, level, end, 0.0)
+        torch.testing.assert_close(found, clean, atol=1e-3, rtol=0)
+        assert (x - clean).abs().mean() > 0.1
+
+
+def test_padding_of_a_caption_says_nothing_to_a_diffusion_model(lib=REAL):
+    policy, _ = denoisers(lib)
+    x, level, row = torch.randn(3, 3, 16, 16, generator=seeded()), torch.full((3,), 500), [0, 1, 2]
+    said = []
+    for width in (12, 20):
+        policy.sampler = replace(policy.sampler, caption_tokens=width)
+        with torch.no_grad():
+            said.append(policy.denoise(x, level, policy.read(captions()), torch.tensor(row))[0])
+    torch.testing.assert_close(*said, atol=1e-4, rtol=0)

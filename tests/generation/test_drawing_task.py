@@ -11,17 +11,18 @@ from generation.tiny import seeded
 from minivisrl import UserError
 from minivisrl.fit import fit
 from minivisrl.generation.flow import new_flow
-from minivisrl.generation.pretraining import (
-    CaptionConfig,
+from minivisrl.generation.pretraining import CaptionConfig, captioned
+from minivisrl.paradigms.sft import SFTConfig
+from minivisrl.recipes import pretrain, pretrain_diffusion, pretrain_flow, pretrain_tokens
+from minivisrl.rewards.pictures import exact_composition
+from minivisrl.worlds.drawings import (
+    Seen,
     caption,
-    captioned,
     drawing_prompts,
     drawing_scenes,
     misread,
+    wanted,
 )
-from minivisrl.paradigms.sft import SFTConfig
-from minivisrl.recipes import pretrain, pretrain_diffusion, pretrain_flow, pretrain_tokens
-from minivisrl.rewards.pictures import Seen, exact_composition, wanted
 from minivisrl.worlds.scenes import UNSEEN_PAIRS, Scene, Thing, render
 from minivisrl.worlds.vocabulary import tokenizer
 

@@ -200,3 +200,19 @@ def test_levels_by_row_and_in_common(lib=REAL):
         torch.testing.assert_close(
             step(said, x, *rows, 0.9, **{name: given})[1], one, rtol=1e-6, atol=0
         )
+
+
+def test_the_gradient_of_a_logprob_moves_the_mean_to_the_sample(lib=REAL):
+    """d logprob / d mean = (sample - mean) / variance, and the mean is linear in what is said."""
+    said, x, given = some(0), some(1), some(2)
+    for step, levels in ((lib.ddim_step, (0.4, 0.6, 1.0)), (lib.sde_step, (0.6, 0.4, 0.7))):
+        name = "prev_sample" if step is lib.ddim_step else "next_sample"
+
+        def score(noise, step=step, levels=levels, name=name):
+            return step(noise, x, *levels, **{name: given}, reduce="sum")
+
+        leaf = said.clone().requires_grad_()
+        _, logprob, mean, std = score(leaf)
+        (grad,) = torch.autograd.grad(logprob.sum(), leaf)
+        slope = score(said + 1)[2] - mean.detach()  # what one unit more said does to the mean
+        torch.testing.assert_close(grad, slope * ((given - mean) / std**2).detach())

@@ -8,10 +8,11 @@ import torch
 from generation.tiny import CAPTIONS, REAL, captions, seeded, sharp
 
 from minivisrl import UserError
-from minivisrl.generation.pretraining import CaptionConfig, copies, drawing_scenes
+from minivisrl.generation.pretraining import CaptionConfig, copies
 from minivisrl.paradigms.sft import SFTConfig, SFTTrainer
 from minivisrl.rollout import Rollout
 from minivisrl.tokenizer import new_picture_tokenizer
+from minivisrl.worlds.drawings import drawing_scenes
 from minivisrl.worlds.scenes import render
 
 
@@ -52,6 +53,16 @@ def test_scoring_finds_the_stored_logprobs(lib=REAL):
     policy.add_value_head(seeded())
     stats = policy.evaluate_actions(rollout, values=True)
     assert stats.values.shape == stats.entropy.shape == (12, 16)
+
+
+def test_a_prompt_is_the_caption_and_the_mark_where_the_picture_begins(lib=REAL):
+    policy = small(lib)
+    inputs = policy.inputs(captions())
+    begin = policy.tokenizer.convert_tokens_to_ids("<boi>")
+    assert inputs["input_ids"][:, -1].tolist() == [begin] * len(CAPTIONS)
+    for ids, caption in zip(inputs["input_ids"], CAPTIONS, strict=True):
+        words = policy.tokenizer.decode(ids, skip_special_tokens=True)
+        assert words.replace(" ,", ",").startswith(caption)
 
 
 def test_prediction_is_greedy(lib=REAL):

@@ -15,6 +15,7 @@ from minivisrl.rollout import Prompts
 
 ROOT = Path(minivisrl.__file__).parent
 MODULES = [  # in order of import
+    "worlds/drawings",
     "rewards/pictures",
     "generation/steps",
     "generation/denoising",

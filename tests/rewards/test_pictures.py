@@ -118,6 +118,14 @@ def test_hostile_pictures_score_nothing(lib=REAL):
     assert score(board, crowd, lib)[0] == pytest.approx(3 / 5)
 
 
+def test_a_right_picture_with_holes_of_nan_scores_nothing(lib=REAL):
+    one = scene(("red", "circle", 0))
+    picture = render([one], 16)[0].float() / 255
+    assert score(picture, one, lib) == (1, 1)
+    picture[:, 12:] = torch.nan  # a quarter, all of it background
+    assert score(picture, one, lib) == (0, 0)
+
+
 def test_painting_every_cell_does_not_pay(lib=REAL):
     """Nine objects, the right one among them: a ninth of the points."""
     nine = [(COLOUR_NAMES[(cell // 3 + 2 * cell) % 6], "circle", cell) for cell in range(9)]
