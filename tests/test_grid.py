@@ -322,6 +322,34 @@ def test_only_stale_runs_are_made_again(world, cli):
     assert len(book["runs"]) == 6
 
 
+def test_a_spot_check_with_the_same_bits_vouches_for_a_cell(world, cli):
+    """One run and one control are repeated; the others become current without being made again."""
+    grid(options(world))
+    edit(world / "minivisrl_one.py", "half(config.steps)", "half(1 * config.steps)")
+    cli.made.clear()
+    book = grid(options(world, spot_check=True))
+    assert cli.made == [(FIRST, 0, False), (FIRST, 0, True)]
+    assert sorted((r["recipe"], r["seed"], r["control"]) for r in book["runs"]) == sorted(EVERY)
+    assert {r["fingerprint"] for r in book["runs"]} == {fingerprint(FIRST), fingerprint(SECOND)}
+    assert json.loads((world / "g.json").read_text()) == book
+
+
+@pytest.mark.parametrize("control", [False, True])
+def test_a_spot_check_with_other_bits_keeps_nothing(world, cli, control):
+    grid(options(world))
+    file = world / "g.json"
+    book = json.loads(file.read_text())
+    for run in book["runs"]:
+        if (run["recipe"], run["seed"], run["control"]) == (FIRST, 0, control):
+            run["params_sha256"] = "other"
+    file.write_text(json.dumps(book))
+    edit(world / "minivisrl_one.py", "half(config.steps)", "half(1 * config.steps)")
+    cli.made.clear()
+    book = grid(options(world, spot_check=True))
+    assert {run for run in cli.made if run[0] == FIRST} == {run for run in EVERY if run[0] == FIRST}
+    assert not [run for run in cli.made if run[0] == SECOND] and len(book["runs"]) == 6
+
+
 def test_cells_that_were_not_asked_for_stay(world, cli):
     """Stale or not: whoever measures one cell does not lose the others."""
     grid(options(world))

@@ -80,5 +80,5 @@ def new_flow(seed: int = 0, *, pixels: int = 16, width: int = 128, layers: int =
         sizes |= {"joint_attention_dim": width, "caption_projection_dim": width}
         sizes |= {"pooled_projection_dim": width, "pos_embed_max_size": pixels // 4}
         model = SD3Transformer2DModel(**sizes)
-        reader = new_text_encoder(tokenizer(), width, layers=1)
+        reader = new_text_encoder(tokenizer(), width, min(layers, 2))
     return FlowPolicy(model, reader, tokenizer(), SamplerConfig(noise=0.7))

@@ -210,9 +210,10 @@ def _smoothed(values: np.ndarray, width: int) -> np.ndarray:
 
 
 def _colors(labels: Iterable[str], control: Iterable[str] = ()) -> dict[str, str]:
-    others = cycle((COLORS["policy"], *OTHERS))
-    colors = {}
-    for label in labels:
-        role = "control" if label in control else label.split(",")[0].split(" ")[0].lower()
-        colors[label] = ROLES[role] if role in ROLES else next(others)
-    return colors
+    labels = list(labels)
+    words = [label.split(",")[0].split(" ")[0].lower() for label in labels]
+    roles = ["control" if n in control else w for n, w in zip(labels, words, strict=True)]
+    taken = {ROLES[role] for role in roles if role in ROLES}  # one bar, one color
+    others = cycle([c for c in (COLORS["policy"], *OTHERS) if c not in taken] or OTHERS)
+    pairs = zip(labels, roles, strict=True)
+    return {label: ROLES[role] if role in ROLES else next(others) for label, role in pairs}

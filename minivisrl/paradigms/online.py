@@ -26,6 +26,7 @@ class OnlineConfig:
     batch_size: int = 32  # B: prompts per step
     group_size: int = 8  # G: completions per prompt
     learning_rate: float = 1e-4  # of AdamW
+    critic_learning_rate: float | None = None  # of the value head; None: the policy's
     weight_decay: float = 0.0  # decoupled
     max_grad_norm: float = 1.0  # gradients are scaled down to this norm
 
@@ -33,6 +34,10 @@ class OnlineConfig:
         for name in ("batch_size", "group_size", "learning_rate", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be positive")
+        if self.critic_learning_rate is not None and not self.critic_learning_rate > 0:
+            raise ValueError(
+                f"critic_learning_rate={self.critic_learning_rate} must be positive, or None"
+            )
         if not self.weight_decay >= 0:
             raise ValueError(f"weight_decay={self.weight_decay} must not be negative")
 
@@ -86,6 +91,15 @@ def shuffled(collect: Callable[..., Collected]) -> Callable[..., Collected]:
     return collect_shuffled
 
 
+def parameter_groups(policy: Policy, cfg: OnlineConfig) -> list[dict[str, Any]]:
+    """What AdamW steps on: all parameters, the value head at its own rate if it has one."""
+    rate, head = cfg.critic_learning_rate, policy.value_head
+    if rate is None or head is None:
+        return [{"params": list(policy.parameters())}]
+    others = [p for name, p in policy.named_parameters() if not name.startswith("value_head.")]
+    return [{"params": others}, {"params": list(head.parameters()), "lr": rate}]
+
+
 class OnlineTrainer:
     r"""Act, judge, compare, improve.  RLHF if `reward_fn` is learned, RLVR if it is a program.
 
@@ -117,7 +131,7 @@ class OnlineTrainer:
         if optimization.needs_critic and policy.value_head is None:
             policy.add_value_head(generator)
         self.optimizer = torch.optim.AdamW(
-            policy.parameters(), lr=cfg.learning_rate, weight_decay=cfg.weight_decay
+            parameter_groups(policy, cfg), lr=cfg.learning_rate, weight_decay=cfg.weight_decay
         )
         self.steps = 0
 

@@ -27,26 +27,117 @@ class Recipe:
     policies: tuple[str, ...]  # what --policy accepts; the first is the default
 
 
-def _mllm(config: str, build: str, paper: str, metric: str, minutes: float) -> Recipe:
-    return Recipe(
-        module="minivisrl.recipes.mllm",
-        config=config,
-        build=build,
-        bases=("vlm", "vlm_reward") if build == "rlhf" else ("vlm",),
-        paper=paper,
-        model="vlm: LLaVA, 1.3 M parameters, 32 px",
-        metric=metric,
-        minutes=minutes,
-        policies=("vlm",),
-    )
+# What the gold metrics are called.
+DESCRIBED, COUNTED = "truth_and_completeness_sampled", "exact_match_greedy"
+SHOWN, DRAWN = "composition_sampled", "exact_composition_sampled"
+TRUTH = "share_of_objects_right_sampled"
 
+MLLM = {
+    "module": "minivisrl.recipes.mllm",
+    "model": "vlm: LLaVA, 1.3 M parameters, 32 px",
+    "policies": ("vlm",),
+    "minutes": 2,
+}
+GENERATION = {
+    "module": "minivisrl.recipes.generation",
+    "model": "flow: SD3, diffusion: PixArt, autoregressive: Llama; 1-3 M parameters, 16 px",
+    "policies": ("flow", "diffusion", "autoregressive"),
+    "minutes": 2,
+}
+UNIFIED = {
+    "module": "minivisrl.recipes.unified",
+    "model": "unified: Llama over words and picture codes, 1.1 M parameters, 16 px",
+    "policies": ("unified",),
+    "minutes": 2,
+}
 
-DESCRIBED = "truth_and_completeness_sampled"
-COUNTED = "exact_match_greedy"
 RECIPES: dict[str, Recipe] = {
-    "mllm/rlhf-ppo": _mllm("RLHFPPO", "rlhf", "InstructGPT, LLaVA-RLHF", DESCRIBED, 2),
-    "mllm/rlhf-grpo": _mllm("RLHFGRPO", "rlhf", "Skywork-VL Reward with GRPO", DESCRIBED, 2),
-    "mllm/dpo": _mllm("DirectPreference", "dpo", "DPO, RLAIF-V", DESCRIBED, 2),
-    "mllm/rlvr-ppo": _mllm("RLVRPPO", "rlvr", "PPO, RL4VLM", COUNTED, 2),
-    "mllm/rlvr-grpo": _mllm("RLVRGRPO", "rlvr", "DeepSeekMath (GRPO), Visual-RFT", COUNTED, 2),
+    "mllm/rlhf-ppo": Recipe(
+        **MLLM,
+        config="RLHFPPO",
+        build="rlhf",
+        bases=("vlm", "vlm_reward"),
+        paper="InstructGPT, LLaVA-RLHF",
+        metric=DESCRIBED,
+    ),
+    "mllm/rlhf-grpo": Recipe(
+        **MLLM,
+        config="RLHFGRPO",
+        build="rlhf",
+        bases=("vlm", "vlm_reward"),
+        paper="Skywork-VL Reward with GRPO",
+        metric=DESCRIBED,
+    ),
+    "mllm/dpo": Recipe(
+        **MLLM,
+        config="DirectPreference",
+        build="dpo",
+        bases=("vlm",),
+        paper="DPO, RLAIF-V",
+        metric=DESCRIBED,
+    ),
+    "mllm/rlvr-ppo": Recipe(
+        **MLLM,
+        config="RLVRPPO",
+        build="rlvr",
+        bases=("vlm",),
+        paper="PPO, RL4VLM",
+        metric=COUNTED,
+    ),
+    "mllm/rlvr-grpo": Recipe(
+        **MLLM,
+        config="RLVRGRPO",
+        build="rlvr",
+        bases=("vlm",),
+        paper="DeepSeekMath (GRPO), Visual-RFT",
+        metric=COUNTED,
+    ),
+    "generation/dpo": Recipe(
+        **GENERATION,
+        config="DirectPreference",
+        build="dpo",
+        bases=("flow",),
+        paper="Diffusion-DPO",
+        metric=SHOWN,
+    ),
+    "generation/rlvr-ppo": Recipe(
+        **GENERATION,
+        config="RLVRPPO",
+        build="rlvr",
+        bases=("flow",),
+        paper="DDPO (with a critic)",
+        metric=DRAWN,
+    ),
+    "generation/rlvr-grpo": Recipe(
+        **GENERATION,
+        config="RLVRGRPO",
+        build="rlvr",
+        bases=("flow",),
+        paper="Flow-GRPO",
+        metric=DRAWN,
+    ),
+    "unified/dpo": Recipe(
+        **UNIFIED,
+        config="DirectPreference",
+        build="dpo",
+        bases=("unified",),
+        paper="Emu3, VARGPT",
+        metric=TRUTH,
+    ),
+    "unified/rlvr-ppo": Recipe(
+        **UNIFIED,
+        config="RLVRPPO",
+        build="rlvr",
+        bases=("unified",),
+        paper="PPO on image tokens",
+        metric=TRUTH,
+    ),
+    "unified/rlvr-grpo": Recipe(
+        **UNIFIED,
+        config="RLVRGRPO",
+        build="rlvr",
+        bases=("unified",),
+        paper="CoRL (co-reinforcement)",
+        metric=TRUTH,
+    ),
 }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,20 +13,28 @@ from torch import Generator
 from minivisrl import UserError
 from minivisrl.evaluation.sets import Evaluation, evaluate
 from minivisrl.evaluation.state import kl_to_start
+from minivisrl.evaluation.statistics import mean_interval
 from minivisrl.optimization import GRPO, PPO, GRPOConfig, PPOConfig
+from minivisrl.paradigms.baselines import RWR, ExpertIteration, ExpertIterationConfig, RWRConfig
 from minivisrl.paradigms.dpo import DPOConfig
 from minivisrl.paradigms.offline import DPO, OfflineTrainer, shuffled_pairs
 from minivisrl.paradigms.online import OnlineTrainer, act_and_judge, shuffled
 from minivisrl.paradigms.rlhf import LearnedReward, pair_accuracy
 from minivisrl.policy import Policy, frozen
-from minivisrl.recipes.run import Experiment, RunOptions, load_reward
+from minivisrl.recipes.run import Experiment, RunOptions, load_reward, write_json
 from minivisrl.rewards import weighted
 from minivisrl.rewards.judge import RewardFn
 from minivisrl.rollout import PreferencePairs, Prompts
 
 EVALUATION_SEED = 20_250_808  # the held-out sets are the same for every run and every recipe
 SPLITS = ("heldout", "appearance", "composition")
-JOBS = {GRPOConfig: GRPO, PPOConfig: PPO, DPOConfig: DPO}
+JOBS = {
+    GRPOConfig: GRPO,
+    PPOConfig: PPO,
+    DPOConfig: DPO,
+    RWRConfig: RWR,
+    ExpertIterationConfig: ExpertIteration,
+}
 
 
 def online(
@@ -126,3 +136,19 @@ def experiment(
         show=lambda policy: show(score(policy, few)),
         monitor=watch,
     )
+
+
+def record(path: str | Path, command: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Write a study's results file: its runs, and per `method` mean and interval over seeds."""
+    table: dict[str, dict[str, list[float]]] = {}
+    for method in dict.fromkeys(run["method"] for run in runs):
+        mine = [run for run in runs if run["method"] == method]
+        table[method] = {
+            name: [round(x, 4) for x in mean_interval([run[name] for run in mine])]
+            for name in mine[0]
+            if name not in ("method", "seed")
+        }
+    versions = {name: version(name) for name in ("torch", "transformers", "diffusers")}
+    book = {"command": command, "versions": versions, "table": table, "runs": runs}
+    write_json(Path(path), book)
+    return book

@@ -15,8 +15,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from torch import Generator
@@ -25,7 +23,6 @@ from tqdm.auto import tqdm
 from minivisrl import DATA, UserError
 from minivisrl.evaluation.sets import evaluate
 from minivisrl.evaluation.state import kl_to_start
-from minivisrl.evaluation.statistics import mean_interval
 from minivisrl.mllm.policy import VLMPolicy
 from minivisrl.paradigms.baselines import ExpertIteration, ExpertIterationConfig, best_of_n
 from minivisrl.paradigms.online import OnlineTrainer
@@ -33,8 +30,8 @@ from minivisrl.paradigms.rlhf import LearnedReward
 from minivisrl.paradigms.sft import SFTConfig, SFTTrainer
 from minivisrl.policy import frozen
 from minivisrl.recipes import mllm
-from minivisrl.recipes.common import EVALUATION_SEED, offline, online
-from minivisrl.recipes.run import RunOptions, write_json
+from minivisrl.recipes.common import EVALUATION_SEED, offline, online, record
+from minivisrl.recipes.run import RunOptions
 from minivisrl.rollout import PreferencePairs, Prompts, Rollout
 
 RESULTS = DATA / "results" / "alignment.json"
@@ -129,19 +126,8 @@ def compare(options: CompareOptions) -> dict[str, Any]:
     with tqdm(total=5 * options.seeds, disable=None) as bar:
         for seed in range(options.seeds):
             runs += one_seed(seed, options, bar)
-    table: dict[str, dict[str, list[float]]] = {}
-    for method in dict.fromkeys(run["method"] for run in runs):
-        mine = [run for run in runs if run["method"] == method]
-        table[method] = {
-            name: [round(x, 4) for x in mean_interval([run[name] for run in mine])]
-            for name in ("sampled", "greedy", "kl_start", "steps")
-            if name in mine[0]
-        }
     command = f"python -m minivisrl.recipes.compare --seconds {options.seconds:g}"
-    versions = {name: version(name) for name in ("torch", "transformers")}
-    book = {"command": command, "versions": versions, "table": table, "runs": runs}
-    write_json(Path(options.out), book)
-    return book
+    return record(options.out, command, runs)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,10 @@ CHECKPOINTS = {  # name -> module with Config, build, measure, card
     "flow": "minivisrl.recipes.pretrain_flow",
     "tokens": "minivisrl.recipes.pretrain_tokens",
     "picture_reward": "minivisrl.recipes.pretrain_picture_reward",
+    "unified": "minivisrl.recipes.pretrain_unified",
+    "unified_reward": "minivisrl.recipes.pretrain_unified_reward",
+    "vla": "minivisrl.recipes.pretrain_vla",
+    "vla_reward": "minivisrl.recipes.pretrain_vla_reward",
 }
 
 

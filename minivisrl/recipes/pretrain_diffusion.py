@@ -9,8 +9,9 @@ from typing import Any
 from torch import Generator
 
 from minivisrl.evaluation.sets import evaluate
+from minivisrl.generation.denoising import DenoisingPolicy
 from minivisrl.generation.diffusion import new_diffusion
-from minivisrl.generation.pretraining import CaptionConfig, captioned
+from minivisrl.generation.pretraining import CaptionConfig, captioned, learn_to_read
 from minivisrl.paradigms.sft import SFTConfig, SFTTrainer
 from minivisrl.policy import Policy
 from minivisrl.recipes.common import SPLITS
@@ -18,21 +19,27 @@ from minivisrl.rewards.pictures import composition, exact_composition
 from minivisrl.worlds.drawings import drawing_prompts
 
 CAPTIONS = 384  # per split
+READING = """Before all of it the text encoder learned, in {} steps on captions alone, which words
+belong to the same shape: without that a flow drew 0.00 of captions right after 500 steps, with it
+0.25."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    steps: int = 3000  # optimiser steps
+    steps: int = 2000  # optimiser steps
+    reading: int = 300  # steps before them, in which the text encoder learns from captions alone
     pixels: int = 16  # side of the pictures
-    sft: SFTConfig = field(default_factory=lambda: SFTConfig(autocast=True))
+    sft: SFTConfig = field(default_factory=lambda: SFTConfig(learning_rate=1e-3))
     captions: CaptionConfig = field(default_factory=CaptionConfig)
 
 
-def learn(policy: Policy, config: Config, seed: int) -> SFTTrainer:
+def learn(policy: DenoisingPolicy, config: Config, seed: int) -> SFTTrainer:
     """A trainer over captioned scenes; the learning rate reaches zero at the last step."""
+    generator = Generator().manual_seed(seed)
+    learn_to_read(policy, generator, config.reading)
     draw = partial(captioned, policy, config.captions, config.pixels)
     sft = replace(config.sft, total_steps=config.steps)
-    return SFTTrainer(policy, draw, sft, Generator().manual_seed(seed))
+    return SFTTrainer(policy, draw, sft, generator)
 
 
 def build(config: Config, seed: int) -> SFTTrainer:
@@ -68,7 +75,7 @@ def report(facts: dict[str, Any], title: str, about: str) -> str:
         for split, numbers in facts["metrics"].items()
         for number, m in numbers.items()
     ]
-    wrong = facts["config"]["captions"]["wrong"]
+    wrong, aligned = (facts["config"]["captions"][name] for name in ("wrong", "aligned"))
     return f"""# {title}
 
 {about}
@@ -76,9 +83,10 @@ Made by `{facts["command"]}`: {facts["steps"]} steps, {facts["minutes"]} minutes
 on {facts["threads"]} thread(s). sha256 of the parameters: `{facts["params_sha256"]}`.
 
 How it learned. Pictures of one to three shapes, {facts["config"]["pixels"]} px, each with a caption
-that names the color, shape and place of every shape. Of {wrong:.0%} of the shapes one word is
-wrong: the color, the shape, the row or the column. All shapes are large, and centred on the pixels
-of a 16 x 16 raster: elsewhere a circle can have the very pixels of a square at this size.
+that names the color, shape and place of every shape. After {aligned} steps with true captions one
+word is wrong for {wrong:.0%} of the shapes: the color, the shape, the row or the column. All shapes
+are large, and centred on the pixels of a 16 x 16 raster: elsewhere a circle can have the very
+pixels of a square at this size.
 
 Why so. A base model should know but be unsure: it can draw what a caption says, and has learned
 that captions are not always to be believed. A base that draws everything right leaves nothing to
@@ -96,6 +104,8 @@ credit for what was sampled. `appearance`: color-shape pairs never seen; `compos
 
 def card(facts: dict[str, Any]) -> str:
     """The model card, in Markdown."""
-    about = """A `PixArtSigmaPipeline`: T5 encoder (2 layers), transformer (4 layers, patch 4),
-width 128, over the shared vocabulary; on pixels, without a VAE. It predicts noise, 1000 steps."""
+    reading = READING.format(facts["config"]["reading"])
+    about = f"""A `PixArtSigmaPipeline`: T5 encoder (2 layers), transformer (4 layers, patch 4),
+width 128, over the shared vocabulary; on pixels, without a VAE. It predicts velocity (v), at 1000
+levels. {reading}"""
     return report(facts, "diffusion: the base that denoises", about)

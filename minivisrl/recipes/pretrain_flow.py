@@ -6,7 +6,7 @@ from typing import Any
 
 from minivisrl.generation.flow import new_flow
 from minivisrl.paradigms.sft import SFTTrainer
-from minivisrl.recipes.pretrain_diffusion import Config, learn, measure, report
+from minivisrl.recipes.pretrain_diffusion import READING, Config, learn, measure, report
 
 __all__ = ["Config", "build", "card", "measure"]
 
@@ -18,6 +18,7 @@ def build(config: Config, seed: int) -> SFTTrainer:
 
 def card(facts: dict[str, Any]) -> str:
     """The model card, in Markdown."""
-    about = """An `SD3Transformer2DModel` (4 layers, patches of 4 x 4) and a T5 encoder (1 layer),
-width 128, over the shared vocabulary; on pixels. It predicts the velocity of a rectified flow."""
+    about = f"""An `SD3Transformer2DModel` (4 layers, patches of 4 x 4) and a T5 encoder (2 layers),
+width 128, over the shared vocabulary; on pixels. It predicts the velocity of a rectified flow.
+{READING.format(facts["config"]["reading"])}"""
     return report(facts, "flow: the base that flows from noise to picture", about)

@@ -28,7 +28,7 @@ from minivisrl.worlds.scenes import (
 
 SNAP = 16  # objects of drawing tasks sit on the centres of a raster of 16 x 16 pixels
 ROWS, COLUMNS = ("top", "middle", "bottom"), ("left", "center", "right")
-NUMBERS = {"composition": (4, 4)}  # objects per picture; elsewhere 1 to 3
+NUMBERS = {"heldout": (2, 3), "composition": (4, 4)}  # objects per picture; elsewhere 1 to 3
 
 
 class Seen(NamedTuple):
@@ -88,13 +88,22 @@ def read_caption(text: str) -> list[Seen]:
     return [Seen(color, shape, cell) for (color, shape, *_), cell in zip(told, cells, strict=True)]
 
 
+def held_out(text: str) -> bool:
+    """Whether a caption belongs to `heldout`: one in eight of those that name several objects.
+
+    Captions of one object are too few: without one in eight of them a model learns that what is
+    left out does not exist.
+    """
+    return "," in text and crc32(text.encode()) % HELDOUT_SHARE == 0
+
+
 def _drawable(scene: Scene, split: str) -> bool:
     """Whether a scene is of the split, and no two neighbours of one color would touch."""
     colors = {seen.cell: seen.color for seen in wanted(scene)}
     across = (colors[c] == colors.get(c + 1) for c in colors if c % 3 < 2)
     down = (colors[c] == colors.get(c + 3) for c in colors)
-    heldout = crc32(caption(scene).encode()) % HELDOUT_SHARE == 0
-    other = split in ("train", "heldout") and heldout != (split == "heldout")
+    wrong_side = held_out(caption(scene)) != (split == "heldout")
+    other = split in ("train", "heldout") and wrong_side
     return not (other or any(across) or any(down))
 
 
@@ -131,9 +140,17 @@ def misread(seen: Seen, random: Random) -> Seen:
 
 
 def misread_captions(scenes: Sequence[Scene], wrong: float, random: Random) -> list[str]:
-    """Captions in which a share `wrong` of the objects is misnamed, each in one word."""
-    told = [
-        [misread(seen, random) if random.random() < wrong else seen for seen in wanted(scene)]
-        for scene in scenes
-    ]
-    return [", ".join(map(phrase, seen)) for seen in told]
+    """Captions in which a share `wrong` of the objects is misnamed, each in one word.
+
+    No caption of `heldout` is written by mistake: it would be learned with a wrong picture.
+    """
+    captions = []
+    for scene in scenes:
+        told = caption(scene)
+        for _ in range(20):
+            seen = [misread(s, random) if random.random() < wrong else s for s in wanted(scene)]
+            if not held_out(text := ", ".join(map(phrase, seen))):
+                told = text
+                break
+        captions.append(told)
+    return captions

@@ -2,7 +2,7 @@
 # # 1. Visual RL as an MDP
 #
 # [previous: 0. Start here](00_start_here.ipynb) | [contents](00_start_here.ipynb) |
-# [next: 3. DPO](03_dpo.ipynb)
+# [next: 2. RLHF](02_rlhf.ipynb)
 #
 # **Question.** What do a word, a denoising step and a move of a robot have in common, so that one algorithm can train
 # all of them?

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 3. DPO: the policy is its own reward model
 #
-# [previous: 1. Visual RL as an MDP](01_visual_rl_as_an_mdp.ipynb) | [contents](00_start_here.ipynb) |
+# [previous: 2. RLHF](02_rlhf.ipynb) | [contents](00_start_here.ipynb) |
 # [next: 4. RLVR](04_rlvr.ipynb)
 #
 # **Question.** Can a policy learn from comparisons without a reward model, and what does that loss not see?

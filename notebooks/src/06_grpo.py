@@ -492,7 +492,8 @@ for rewards in ([1.0, 1.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0]
 # %%
 hard = {G: learn(GRPO(plain), success=0.05, group_size=G) for G in (2, 4, 16)}
 dead = {f"G = {G}": [row["zero_variance_groups"] for row in log] for G, (_, log) in hard.items()}
-lab.curves(dead, ylabel="share of dead groups", title="First too hard, then too easy (mean of 3 steps)", smooth=3)
+lab.curves(dead, ylabel="share of dead groups", title="First too hard, then too easy (mean of 3 steps)",
+           smooth=3, x=range(1, 61))  # fmt: skip
 plt.show()
 for G, (chance, log) in hard.items():
     predicted = [dead_share(p, G).mean().item() for p in chance.T]  # before steps 2, 3, ...
@@ -520,7 +521,8 @@ print("\n".join(gamed[0][0].predict(heldout.rows(range(2)))))
 
 # %%
 shown = {"reward, words": column(gamed, "reward/words"), "policy, exact match": column(gamed, "reward/exact_match")}
-lab.curves(shown, ylabel="mean over completions", title="Paid by the word: full marks, no answers (3 seeds)", smooth=3)
+title = "Paid by the word: full marks, no answers (3 seeds, mean of 3 steps)"
+lab.curves(shown, ylabel="mean over completions", title=title, smooth=3, x=range(1, 25))
 plt.show()
 last = {name: column(gamed, name)[:, -4:].mean(1) for name in ("reward/words", "reward/exact_match", "kl_ref")}
 assert last["reward/words"].min() > 0.9  # 8 seeds: 0.98 +- 0.02

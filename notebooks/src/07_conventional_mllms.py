@@ -143,7 +143,9 @@ for weight in (0.0, 0.5, 2.0):
 # the best of the four. In the second group accuracy has nothing to say, so the bonus decides alone, and any weight above 0
 # gives the same advantages: Eq. (11) divides the weight out.
 #
-# How large may a bonus be? Suppose that a policy has two habits and each has a fixed accuracy: writing is right with
+# ### How large may a bonus be?
+#
+# Suppose that a policy has two habits and each has a fixed accuracy: writing is right with
 # probability $a$, answering at once with 0.40. A bonus $w$ for writing adds to the difference of the two:
 #
 # $$\frac{d\theta}{dt} = \pi (1 - \pi) \big(a + w - 0.40\big) \tag{A2}$$
@@ -157,6 +159,29 @@ sliders = {"bonus": FloatSlider(0.5, min=0, max=2, step=0.1), "right_if_writes":
 lab.explore(bonus_figure, **sliders)
 
 # %% [markdown]
+# ### One reward for two tasks
+#
+# V-Triune trains one model on many tasks. Every sample says which verifiers are to judge it, and the reward routes it there.
+# Suppose that half of the prompts ask for a difference and the others for a yes or a no. Accuracy fits both. Consistency
+# fits only the first, and so does its bonus. All columns of the prompts reach a reward function, so it can route by any of
+# them; here the prompt itself will do.
+
+# %%
+# NBVAL_CHECK_OUTPUT
+def routed(completions, prompts, answer, **_):
+    """Accuracy for everybody, half a point of consistency where two counts are asked for."""
+    rewards = zip(exact_match(completions, answer), consistent(completions), prompts, strict=True)
+    return [right + 0.5 * follows * prompt.startswith("how many more") for right, follows, prompt in rewards]
+
+
+more, order = "how many more red things than blue things are there ?", "is the order of the image correct ?"
+good, odd = "<think> red 3 blue 1 </think> <answer> 2 </answer>", "<think> red 3 blue 1 </think> <answer> no </answer>"
+for prompt, truth, text in ((more, "2", good), (order, "no", odd), (order, "no", good)):
+    print(f"{routed([text], prompts=[prompt], answer=[truth])[0]:.1f}  {prompt:54s} {text}")
+
+# %% [markdown]
+# The last row is the one to look at: without routing, consistent nonsense would earn half a point on the wrong task.
+#
 # ### A puzzle that labels itself
 #
 # Jigsaw-R1 cuts pictures into pieces, shuffles them and asks for the order. Whoever shuffled knows the answer, so the
@@ -219,14 +244,16 @@ def puzzles(count, split, seed):
     upper, lower = image.split(16, dim=2)
     image = torch.where(swapped[:, None, None, None], torch.cat([lower, upper], dim=2), image)
     answer = ["no" if swap else "yes" for swap in swapped.tolist()]
-    return Prompts({"image": image, "prompt": [PUZZLE] * count, "answer": answer, "steps": [""] * count})
+    columns = {"prompt": [PUZZLE] * count, "answer": answer, "steps": [""] * count, "things": [0] * count}
+    return Prompts({"image": image} | columns)
 
 
 def questions(count, split, seed):
     """How many more A than B?  The same columns as the puzzles."""
     fixed = torch.Generator().manual_seed(seed)
     drawn = question_prompts(count, ["difference"], split, fixed, about=["color"])
-    return Prompts({name: drawn[name] for name in ("image", "prompt", "answer", "steps")})
+    columns = {name: drawn[name] for name in ("image", "prompt", "answer", "steps")}
+    return Prompts(columns | {"things": [len(scene.things) for scene in drawn["scene"]]})
 
 
 def base_policy():
@@ -356,13 +383,34 @@ assert mean(solved["puzzle only"]["questions"]) < 0.58  # base 0.55; 8 seeds: 0.
 assert mean(solved["questions only"]["questions"]) > 0.62  # base 0.55; 8 seeds: 0.72 +- 0.04
 
 # %% [markdown]
+# ### A ladder of difficulty
+#
+# Vision-R1 tightens its thresholds as training goes on, and the survey counts such curricula among the lessons of the section.
+# The idea: on easy questions the model succeeds now and then, and learns what carries over to hard ones. Ours are easier
+# the fewer things there are to count. *Easy first* is 6 steps on pictures with at most three things, then 6 steps on all.
+
+# %%
+at_base = evaluate(base_policy(), ask_test)
+is_easy = torch.tensor([things <= 3 for things in ask_test["things"]])
+gap = at_base.scores[is_easy].mean() - at_base.scores[~is_easy].mean()
+print(f"base, at most 3 things: {at_base.scores[is_easy].mean():.2f}; more: {at_base.scores[~is_easy].mean():.2f}")
+easy = asks.rows([index for index, things in enumerate(asks["things"]) if things <= 3])
+climbed = [train(100 + seed, asks, policy=train(seed, easy, steps=6), steps=6) for seed in range(3)]
+ladder = [evaluate(policy, ask_test).score for policy in climbed]
+for name, seeds in (("all at once", solved["questions only"]["questions"]), ("easy first", ladder)):
+    print(f"{name}: " + " ".join(f"{score:.2f}" for score in seeds))
+assert gap > 0.1  # the base: 0.22
+assert mean(ladder) > 0.57  # base 0.55; 8 seeds: 0.71 +- 0.06; all at once 0.72 +- 0.04
+
+# %% [markdown]
 # ### What to notice
 #
 # - The puzzle goes from guessing to about nine in ten (the ceiling is 0.985), from a reward that nobody had to label. The
 #   control guesses as before.
 # - On the questions, *puzzle only* ends below the base. What it learned does not carry over, and 12 steps on something else
 #   cost a little of what was there.
-# - Mixed or one after the other: one policy holds both tasks, and the order makes no visible difference.
+# - Mixed or one after the other: one policy holds both tasks, and the order makes no visible difference. Nor does it help
+#   to begin with what is easy. With a base that is right half of the time, no question is hopeless to begin with.
 
 # %% [markdown]
 # ### Verdicts
@@ -381,6 +429,8 @@ comparisons = [
     ("puzzle", "puzzle", "puzzle only", "control"),
     ("puzzle", "questions", "puzzle only", "control"),
     ("mixing the puzzle in", "questions", "mixed", "accuracy"),
+    ("easy questions first", "questions", "easy first", "accuracy"),
+    ("easy first, not hard", "questions", "easy first", "hard first"),
     ("puzzle first, not mixed", "questions", "puzzle first", "mixed"),
     ("puzzle first, not mixed", "puzzle", "puzzle first", "mixed"),
 ]
@@ -392,8 +442,12 @@ for what, on, with_it, without in comparisons:
 # %% [markdown]
 # Read the table as a reviewer would. Each term moves the thing it measures. None moves accuracy. The puzzle works as a task
 # and not as a teacher. Whether mixing it in costs accuracy on the questions is open: the interval barely touches 0 from
-# below. These are verdicts about a small model that could already write, at 12 steps. Where a base does not know the format
-# at all, a format reward has more to do.
+# below. *Inconclusive* is not *no difference*: an effect of 0.05 would be welcome, and eight seeds of 12 steps cannot see
+# it. Nor can three seeds, which is more than many papers show.
+#
+# These are verdicts about one small model that could already write, succeeded half of the time and trained for a minute.
+# Where a base does not know the format at all, a format reward has more to do; where it hardly ever succeeds, so has a
+# ladder.
 
 # %% [markdown]
 # ## What can go wrong
@@ -565,9 +619,9 @@ check("7.4", check_gated, gated)
 # - turn "with and without" into a verdict, and accept that it may be *no difference* or *inconclusive*.
 #
 # What the survey says and we did not test. It finds group-relative methods more stable than token-level PPO on mixed tasks;
-# we ran no PPO. It says that schedules matter for generalisation; our one schedule made no difference, and a ladder of
-# difficulty, or thresholds that tighten (Vision-R1), are not tested here. MoDoMoDo predicts the outcome of a mixture before
-# training it; we tried a single mixture.
+# we ran no PPO. It says that schedules matter for generalisation; ours made no difference that we could see, at this size
+# and length. MoDoMoDo predicts the outcome of a mixture before training it; we tried a single mixture. V-Triune also routes to
+# box verifiers, whose thresholds tighten; boxes come in a later chapter.
 #
 # References: the survey, section 3.1.1 (arXiv 2508.08189, version 3). GRPO-CARE (2506.16141), Q-Ponder (2506.05384), MoDoMoDo
 # (2505.24871), V-Triune (2505.18129), Vision-R1 (2503.18013), Jigsaw-R1 (2505.23590), VLM-R1 (2504.07615), R1-Onevision

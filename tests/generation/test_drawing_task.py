@@ -11,7 +11,7 @@ from generation.tiny import seeded
 from minivisrl import UserError
 from minivisrl.fit import fit
 from minivisrl.generation.flow import new_flow
-from minivisrl.generation.pretraining import CaptionConfig, captioned
+from minivisrl.generation.pretraining import CaptionConfig, captioned, learn_to_read
 from minivisrl.paradigms.sft import SFTConfig
 from minivisrl.recipes import pretrain, pretrain_diffusion, pretrain_flow, pretrain_tokens
 from minivisrl.rewards.pictures import exact_composition
@@ -20,7 +20,10 @@ from minivisrl.worlds.drawings import (
     caption,
     drawing_prompts,
     drawing_scenes,
+    held_out,
     misread,
+    misread_captions,
+    read_caption,
     wanted,
 )
 from minivisrl.worlds.scenes import UNSEEN_PAIRS, Scene, Thing, render
@@ -57,7 +60,7 @@ def test_splits_are_disjoint_by_construction():
     for i, one in enumerate(names):
         for other in names[i + 1 :]:
             assert not told[one] & told[other], (one, other)
-    for split, numbers in (("train", {1, 2, 3}), ("heldout", {1, 2, 3}), ("composition", {4})):
+    for split, numbers in (("train", {1, 2, 3}), ("heldout", {2, 3}), ("composition", {4})):
         prompts = drawing_prompts(400, split, seeded())
         assert set(prompts["objects"]) == numbers
         pairs = {seen[:2] for scene in prompts["scene"] for seen in wanted(scene)}
@@ -98,10 +101,12 @@ def test_the_share_of_wrong_captions_is_as_asked():
 
     policy.encode = encode
     for wrong in (0.0, 0.3, 1.0):
-        cfg = CaptionConfig(images=300, wrong=wrong)
-        captioned(policy, cfg, 16, seeded(), 0)
-        told, images = truth[-1]
+        cfg = CaptionConfig(images=300, wrong=wrong, aligned=7)
+        captioned(policy, cfg, 16, seeded(), 6)  # still true
         scenes = drawing_scenes(300, "train", seeded())
+        assert truth[-1][0] == list(map(caption, scenes))
+        captioned(policy, cfg, 16, seeded(), 7)
+        told, images = truth[-1]
         assert torch.equal(images, render(scenes, 16))
         said, true = (", ".join(texts).split(", ") for texts in (told, map(caption, scenes)))
         wrongs = [a != b for a, b in zip(said, true, strict=True)]
@@ -158,7 +163,7 @@ def test_a_base_resumes_to_the_same_bits(name, tiny_bases, tmp_path):
 
 
 def test_the_stages_of_the_tokens(tiny_bases):
-    """Two steps of copying alone, then turn by turn: the language model moves in steps 2 and 4."""
+    """Two steps of copying alone, then of writing alone: codes must not move any more."""
     trainer = pretrain_tokens.build(tiny_config("tokens", steps=6), 0)
 
     def snap():
@@ -172,7 +177,7 @@ def test_the_stages_of_the_tokens(tiny_bases):
         moved.append(tuple(not torch.equal(a, b) for a, b in zip(before, after, strict=True)))
         before = after
     copies, writes = (False, True), (True, False)
-    assert moved == [copies, copies, writes, copies, writes, copies]
+    assert moved == [copies, copies, writes, writes, writes, writes]
 
 
 @pytest.mark.parametrize("name", ["diffusion", "flow"])
@@ -184,3 +189,31 @@ def test_a_denoiser_learns(name, tiny_bases):
     trainer = MODULES[name].build(config, 0)
     losses = [trainer.step()["loss"] for _ in range(40)]
     assert sum(losses[-5:]) < 0.74 * sum(losses[:5])
+
+
+def test_no_heldout_caption_is_written_by_mistake():
+    """Story: held-out captions of one object came up with wrong pictures only, and were learned."""
+    scenes = drawing_scenes(600, "train", seeded())
+    told = misread_captions(scenes, 0.5, Random(0))
+    assert not any(map(held_out, told)) and told != list(map(caption, scenes))
+    assert all(map(held_out, drawing_prompts(50, "heldout", seeded())["prompt"]))
+    assert not held_out("red circle top left")
+
+
+def test_captions_are_read_back():
+    for split in ("train", "composition"):
+        for one in drawing_scenes(60, split, seeded()):
+            assert read_caption(caption(one)) == wanted(one)
+    told = "a picture: RED  circle top left, red circle, blue cross middle of nowhere"
+    assert read_caption(told) == [Seen("red", "circle", 0)]
+    assert read_caption("") == [] and read_caption("circle red left top") == []
+
+
+def test_reading_is_learned_from_captions_alone():
+    """Which words are about one object.  Nats per word after 120 steps at width 64, seeds 0-3:
+    at most 2.2; a guess is log(6 * 4 * 9) = 5.4."""
+    policy = new_flow(width=64, layers=2)
+    before = [p.detach().clone() for p in policy.model.parameters()]
+    assert learn_to_read(policy, seeded(), 1) > 5
+    assert learn_to_read(policy, seeded(), 120) < 3
+    assert all(map(torch.equal, before, policy.model.parameters()))  # the denoiser is untouched

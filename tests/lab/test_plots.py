@@ -137,3 +137,10 @@ def test_grid_shows_missing_and_failed_cells(tmp_path):
             learns = texts[CELLS.index("rlvr-grpo"), PILLARS.index("mllm")]
             assert learns.split("\n")[0] == "0.40 → 0.80" and learns.endswith("learns")
             assert texts[CELLS.index("dpo"), PILLARS.index("vla")].endswith("failed")
+
+
+def test_a_label_without_a_role_does_not_take_the_color_of_one_that_has_it():
+    """Story: "after" and "20 steps" were both blue."""
+    figure = bars({"20 steps": {"x": 1}, "after": {"x": 2}, "other": {"x": 3}}, ylabel="y")
+    colors = [patch.get_facecolor() for patch in figure.axes[0].patches]
+    assert len(set(colors)) == 3

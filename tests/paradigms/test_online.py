@@ -55,12 +55,12 @@ def tree_trainer(algorithm=None, *, seed=0, cfg=SMALL, collect=act_and_judge) ->
     return OnlineTrainer(policy, PROMPTS, token_sum, algorithm, cfg, generator, collect=collect)
 
 
-def vlm_trainer(algorithm, *, seed=0) -> OnlineTrainer:
+def vlm_trainer(algorithm, *, seed=0, **rates: float) -> OnlineTrainer:
     policy = new_vlm(0, width=16, layers=1)
     policy.max_tokens = 3
     image = torch.arange(3 * 3 * 32 * 32).view(3, 3, 32, 32) % 251
     prompts = Prompts({"prompt": ["what is this ?"] * 3, "image": image.to(torch.uint8)})
-    cfg = replace(SMALL, learning_rate=1e-3)
+    cfg = replace(SMALL, **{"learning_rate": 1e-3} | rates)
     return OnlineTrainer(policy, prompts, letters, algorithm, cfg, Generator().manual_seed(seed))
 
 
@@ -276,6 +276,23 @@ def test_a_critic_that_is_there_is_kept():
     assert equal(parameters(policy), weights)
 
 
+def test_a_critic_may_have_a_learning_rate_of_its_own():
+    """Every parameter is in one group, and AdamW's first step has the length of its rate."""
+    trainer = vlm_trainer(
+        PPO(PPOConfig(update_epochs=1)), learning_rate=1e-4, critic_learning_rate=0.05
+    )
+    policy, groups = trainer.policy, trainer.optimizer.param_groups
+    assert [group["lr"] for group in groups] == [1e-4, 0.05]
+    listed = [p for group in groups for p in group["params"]]
+    assert len(listed) == len(set(listed)) and set(listed) == set(policy.parameters())
+    before = parameters(policy)
+    trainer.step()
+    moved = {n: (p - before[n]).abs().max().item() for n, p in parameters(policy).items()}
+    assert moved.pop("value_head.weight") == pytest.approx(0.05, rel=1e-3)
+    moved.pop("value_head.bias")
+    assert 0 < max(moved.values()) < 2e-4
+
+
 def sft_trainer(*, seed=0) -> SFTTrainer:
     policy = Table(prompts=3, vocabulary=4, length=2).randomise(0, 0.3)
 
@@ -349,7 +366,11 @@ def test_a_step_depends_on_its_generator_only():
 
 
 @pytest.mark.parametrize(
-    "field", ["batch_size", "group_size", "learning_rate", "max_grad_norm", "weight_decay"]
+    "field",
+    [
+        *("batch_size", "group_size", "learning_rate", "critic_learning_rate"),
+        *("max_grad_norm", "weight_decay"),
+    ],
 )
 @pytest.mark.parametrize("value", [-1, float("nan")])
 def test_config_names_the_field_it_refuses(field, value):
