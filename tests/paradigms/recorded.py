@@ -21,6 +21,8 @@ def numbered(count):
 class Recorded(TreePolicy):
     """Outputs are lists of tokens; `encode` draws one number a row, as a diffusion policy would."""
 
+    value_head = None
+
     def encode(self, prompts, outputs, generator):
         size = len(outputs) // len(prompts)
         rollout = self.as_rollout(prompts["prompt"], torch.tensor(outputs), size)

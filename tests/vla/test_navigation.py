@@ -275,7 +275,7 @@ def test_stumbling_and_mishearing_are_as_asked():
 
     clean, lost = share(stumble=0.0, mishear=0.0), share(stumble=1.0, mishear=0.0)
     half, deaf = share(stumble=0.0, mishear=0.5), share(stumble=0.0, mishear=1.0)
-    assert clean == 1 and lost < 0.35 and deaf < 0.25
+    assert clean == 1 and lost < 0.4 and deaf < 0.4
     assert half == pytest.approx((clean + deaf) / 2, abs=0.12)
 
 
