@@ -64,7 +64,7 @@ def fresh_critic() -> PPOConfig:
 
 def whole_episodes() -> NavigateConfig:
     """Annotators who watch whole episodes, for whole episodes are what DPO scores."""
-    return NavigateConfig(candidates=8, annotator=SegmentConfig(length=None))
+    return NavigateConfig(pairs=3072, annotator=SegmentConfig(length=None))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,7 @@ class RLVRGRPO:
 class RLVRPPO:
     """vla/rlvr-ppo: an agent learns to carry out missions by PPO, with a critic of every step."""
 
-    steps: int = 50  # batches of episodes, each used for several optimiser steps
+    steps: int = 60  # batches of episodes, each used for several optimiser steps
     trainer: OnlineConfig = field(default_factory=lambda: OnlineConfig(learning_rate=5e-4))
     optimization: PPOConfig = field(default_factory=fresh_critic)
     task: NavigateConfig = field(default_factory=NavigateConfig)
@@ -101,7 +101,7 @@ class RLHFGRPO:
 class RLHFPPO:
     """vla/rlhf-ppo: an agent learns by PPO, against a reward learned from segments."""
 
-    steps: int = 50  # batches of episodes, each used for several optimiser steps
+    steps: int = 60  # batches of episodes, each used for several optimiser steps
     trainer: OnlineConfig = field(default_factory=lambda: OnlineConfig(learning_rate=5e-4))
     optimization: PPOConfig = field(default_factory=fresh_critic)
     task: NavigateConfig = field(default_factory=NavigateConfig)
@@ -111,9 +111,11 @@ class RLHFPPO:
 class DirectPreference:
     """vla/dpo: an agent learns from comparisons of whole episodes alone."""
 
-    steps: int = 150  # optimiser steps
-    trainer: OfflineConfig = field(default_factory=lambda: OfflineConfig(learning_rate=2e-4))
-    optimization: DPOConfig = field(default_factory=lambda: DPOConfig(dpo_beta=0.2))
+    steps: int = 140  # optimiser steps
+    trainer: OfflineConfig = field(default_factory=OfflineConfig)
+    optimization: DPOConfig = field(  # failures are long: sums would be about little else
+        default_factory=lambda: DPOConfig(dpo_beta=2.0, average=True)
+    )
     task: NavigateConfig = field(default_factory=whole_episodes)
 
 
