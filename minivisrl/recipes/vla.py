@@ -101,7 +101,7 @@ class RLHFGRPO:
 class RLHFPPO:
     """vla/rlhf-ppo: an agent learns by PPO, against a reward learned from segments."""
 
-    steps: int = 60  # batches of episodes, each used for several optimiser steps
+    steps: int = 45  # batches of episodes, each used for several optimiser steps
     trainer: OnlineConfig = field(default_factory=lambda: OnlineConfig(learning_rate=5e-4))
     optimization: PPOConfig = field(default_factory=fresh_critic)
     task: NavigateConfig = field(default_factory=NavigateConfig)
