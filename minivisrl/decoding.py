@@ -44,7 +44,7 @@ def encode_prompts(model: PreTrainedModel, inputs: dict[str, Tensor], group_size
         inputs["attention_mask"] = mask
         inputs["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)  # (B, P)
     cache = DynamicCache(config=model.config.get_text_config())
-    output = model.base_model(**inputs, past_key_values=cache, use_cache=True)
+    output = model.base_model(**inputs, cache=cache, use_cache=True)
     cache.batch_repeat_interleave(group_size)
     return Prefix(
         features=output.last_hidden_state[:, -1].repeat_interleave(group_size, dim=0),  # (N, D)
@@ -62,7 +62,7 @@ def _advance(model: PreTrainedModel, prefix: Prefix, tokens: Tensor, done: int) 
         ones = prefix.mask.new_ones(len(tokens), done + tokens.shape[1])
         inputs["attention_mask"] = torch.cat([prefix.mask, ones], dim=1)  # (N, P + done + t)
     decoder = getattr(model.base_model, "language_model", model.base_model)
-    output = decoder(tokens, past_key_values=prefix.cache, use_cache=True, **inputs)
+    output = decoder(tokens, cache=prefix.cache, use_cache=True, **inputs)
     return output.last_hidden_state
 
 

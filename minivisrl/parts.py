@@ -22,7 +22,10 @@ def quiet_diffusers() -> None:
 
 
 def load_part(cls: Any, folder_or_hub_id: str | Path, part: str) -> Any:
-    """A network from a subfolder: safetensors only, and no weight may be missing or misshapen."""
+    """A network from a subfolder: safetensors only, and no weight may be missing or misshapen.
+
+    It runs in 32 bits, whatever the file holds.
+    """
     quiet_diffusers()
     model, report = load_pretrained(
         cls, folder_or_hub_id, subfolder=part, use_safetensors=True, output_loading_info=True
@@ -31,7 +34,7 @@ def load_part(cls: Any, folder_or_hub_id: str | Path, part: str) -> Any:
         for problem in ("missing_keys", "mismatched_keys"):
             if names := sorted(map(str, report.get(problem) or ())):
                 raise ValueError(f"{part}: {problem.replace('_', ' ')}: {', '.join(names)}")
-    return model
+    return model.float()
 
 
 def save_parts(policy: Policy, folder: str | Path, settings: dict, **parts: Any) -> None:

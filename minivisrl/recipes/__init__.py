@@ -116,6 +116,22 @@ RECIPES: dict[str, Recipe] = {
         paper="Flow-GRPO",
         metric=DRAWN,
     ),
+    "unified/rlhf-ppo": Recipe(
+        **UNIFIED,
+        config="RLHFPPO",
+        build="rlhf",
+        bases=("unified", "unified_reward"),
+        paper="InstructGPT's chain, on image tokens",
+        metric=TRUTH,
+    ),
+    "unified/rlhf-grpo": Recipe(
+        **UNIFIED,
+        config="RLHFGRPO",
+        build="rlhf",
+        bases=("unified", "unified_reward"),
+        paper="X-Omni",
+        metric=TRUTH,
+    ),
     "unified/dpo": Recipe(
         **UNIFIED,
         config="DirectPreference",
@@ -129,8 +145,8 @@ RECIPES: dict[str, Recipe] = {
         config="RLVRPPO",
         build="rlvr",
         bases=("unified",),
-        paper="PPO on image tokens",
-        metric=TRUTH,
+        paper="PPO on answers",
+        metric="exact_match_sampled",
     ),
     "unified/rlvr-grpo": Recipe(
         **UNIFIED,

@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from minivisrl import DATA, UserError
 from minivisrl.fit import fit, load_checkpoint
 from minivisrl.policy import params_sha256, quiet
 
-CHECKPOINTS = {  # name -> module with Config, build, measure, card
+# name -> module with Config, build, measure, card; with HALF = True the weights are
+# stored in 16 bits, and measured after rounding
+CHECKPOINTS = {
     "vlm": "minivisrl.recipes.pretrain_vlm",
     "vlm_reward": "minivisrl.recipes.pretrain_reward",
     "diffusion": "minivisrl.recipes.pretrain_diffusion",
@@ -66,7 +69,10 @@ def pretrain(name: str, config: Any, options: PretrainOptions) -> tuple[Path, st
     trainer = module.build(config, options.seed)
     record = {"pretrain": name, "seed": options.seed, **asdict(config)}
     fit(trainer, config.steps, out, options.resume, checkpoint_every=50, config=record)
-    minutes = load_checkpoint(out)[1]["seconds"] / 60
+    minutes, half = load_checkpoint(out)[1]["seconds"] / 60, getattr(module, "HALF", False)
+    if half:
+        for parameter in trainer.policy.parameters():
+            parameter.data = parameter.data.half().float()
     facts = {
         "command": f"minivisrl pretrain {name} --seed {options.seed}",
         "steps": config.steps,
@@ -82,6 +88,20 @@ def pretrain(name: str, config: Any, options: PretrainOptions) -> tuple[Path, st
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
         trainer.policy.save(folder)
+        settle(folder, half)
         (folder / "README.md").write_text(text)
         (folder / "card.json").write_text(json.dumps(facts, indent=1) + "\n")
     return folders[-1], text
+
+
+def settle(folder: Path, half: bool) -> None:
+    """Make saved files fit to be shipped: weights in 16 bits if `half`, no path of this machine."""
+    for path in folder.rglob("*.safetensors") if half else ():
+        tensors = {
+            name: t.half() if t.is_floating_point() else t for name, t in load_file(path).items()
+        }
+        save_file(tensors, path, metadata={"format": "pt"})
+    for path in folder.rglob("*config.json"):
+        told = json.loads(path.read_text())
+        if told.pop("_name_or_path", None):
+            path.write_text(json.dumps(told, indent=2) + "\n")

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from minivisrl.generation.flow import new_flow
 from minivisrl.paradigms.sft import SFTTrainer
-from minivisrl.recipes.pretrain_diffusion import READING, Config, learn, measure, report
+from minivisrl.recipes import pretrain_diffusion
+from minivisrl.recipes.pretrain_diffusion import READING, learn, measure, report
 
 __all__ = ["Config", "build", "card", "measure"]
+
+HALF = True  # stored in 16 bits
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(pretrain_diffusion.Config):
+    steps: int = 2000  # optimiser steps
 
 
 def build(config: Config, seed: int) -> SFTTrainer:

@@ -17,6 +17,8 @@ from minivisrl.recipes.run import RunOptions
 from minivisrl.rewards.pictures import composition
 from minivisrl.rollout import PreferencePairs, Prompts
 
+HALF = True  # stored in 16 bits
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:

@@ -16,6 +16,8 @@ from minivisrl.unified.policy import UnifiedPolicy
 
 JUDGED = ("draw", "describe")
 
+HALF = True  # stored in 16 bits
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:

@@ -75,7 +75,7 @@ def fresh_critic() -> PPOConfig:
 class RLVRGRPO:
     """unified/rlvr-grpo: joint batches of drawing and describing by GRPO, one blended reward."""
 
-    steps: int = 80  # optimiser steps
+    steps: int = 30  # optimiser steps
     trainer: OnlineConfig = field(default_factory=small_groups)
     optimization: GRPOConfig = field(default_factory=GRPOConfig)
     task: UnifiedConfig = field(default_factory=lambda: UnifiedConfig(train=("draw", "describe")))
@@ -83,19 +83,19 @@ class RLVRGRPO:
 
 @dataclass(frozen=True, kw_only=True)
 class RLVRPPO:
-    """unified/rlvr-ppo: learns to draw captions by PPO, against a verifier."""
+    """unified/rlvr-ppo: learns to answer questions by PPO, against a verifier."""
 
-    steps: int = 60  # batches of pictures, each used for several optimiser steps
+    steps: int = 45  # batches of answers, each used for several optimiser steps
     trainer: OnlineConfig = field(default_factory=small_groups)
     optimization: PPOConfig = field(default_factory=fresh_critic)
-    task: UnifiedConfig = field(default_factory=UnifiedConfig)
+    task: UnifiedConfig = field(default_factory=lambda: UnifiedConfig(train=("answer",)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class RLHFGRPO:
     """unified/rlhf-grpo: learns to draw by GRPO, against a reward learned from pairs."""
 
-    steps: int = 60  # optimiser steps
+    steps: int = 30  # optimiser steps
     trainer: OnlineConfig = field(default_factory=small_groups)
     optimization: GRPOConfig = field(default_factory=GRPOConfig)
     task: UnifiedConfig = field(default_factory=UnifiedConfig)
@@ -103,12 +103,12 @@ class RLHFGRPO:
 
 @dataclass(frozen=True, kw_only=True)
 class RLHFPPO:
-    """unified/rlhf-ppo: learns to describe by PPO, against a reward learned from pairs."""
+    """unified/rlhf-ppo: learns to draw by PPO, against a reward learned from pairs."""
 
-    steps: int = 45  # batches of descriptions, each used for several optimiser steps
+    steps: int = 24  # batches of pictures, each used for several optimiser steps
     trainer: OnlineConfig = field(default_factory=small_groups)
     optimization: PPOConfig = field(default_factory=fresh_critic)
-    task: UnifiedConfig = field(default_factory=lambda: UnifiedConfig(train=("describe",)))
+    task: UnifiedConfig = field(default_factory=UnifiedConfig)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ centres of pixels can be told apart: a circle anywhere else may have the very pi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -108,14 +108,13 @@ def read_pictures(images: Sequence[Tensor] | Tensor) -> list[Reading]:
     return readings
 
 
-def _credit(reading: Reading, scene: Scene) -> float:
+def _credit(reading: Reading, truth: list[Seen]) -> float:
     if reading.clutter > MOST_CLUTTER:
         return 0.0
     there = {seen.cell: seen for seen in reading.things}
-    truth = wanted(scene)
     found = [(want, there[want.cell]) for want in truth if want.cell in there]
     points = sum(1 + (a.color == b.color) + (a.shape == b.shape) for a, b in found)
-    return points / (3 * max(len(truth), len(reading.things)))
+    return points / (3 * max(len(truth), len(reading.things), 1))
 
 
 def composition(completions: Sequence[Tensor], scene: Sequence[Scene], **_: Any) -> list[float]:
@@ -125,7 +124,7 @@ def composition(completions: Sequence[Tensor], scene: Sequence[Scene], **_: Any)
     painting more never pays. Too much clutter scores 0.
     """
     pairs = zip(read_pictures(completions), scene, strict=True)
-    return [_credit(reading, truth) for reading, truth in pairs]
+    return [_credit(reading, wanted(truth)) for reading, truth in pairs]
 
 
 def exact_composition(
@@ -137,5 +136,14 @@ def exact_composition(
 
 def caption_truth(completions: Sequence[Any], scene: Sequence[Scene], **_: Any) -> list[float]:
     """The same credit for a text that describes the scene, by the objects that it names in full."""
+    return _told(completions, map(wanted, scene))
+
+
+def agreement(completions: Sequence[Any], asked: Sequence[str]) -> list[float]:
+    """The same credit for a text against a caption, whatever the picture may be: needs no label."""
+    return _told(completions, map(read_caption, asked))
+
+
+def _told(completions: Sequence[Any], truth: Iterable[list[Seen]]) -> list[float]:
     told = [Reading(read_caption(text_of(text)), 0.0) for text in completions]
-    return [_credit(reading, truth) for reading, truth in zip(told, scene, strict=True)]
+    return [_credit(reading, want) for reading, want in zip(told, truth, strict=True)]

@@ -71,7 +71,7 @@ class Floor:
             inputs["attention_mask"] = torch.cat([mask, ones], dim=1)
             inputs["position_ids"] = mask.sum(dim=1, keepdim=True) + columns
         decoder = self.model.model.language_model
-        return decoder(tokens, past_key_values=cache, use_cache=True, **inputs).last_hidden_state
+        return decoder(tokens, cache=cache, use_cache=True, **inputs).last_hidden_state
 
     def encode(self) -> tuple[torch.Tensor, DynamicCache]:
         """Last feature (N, D) and cache of the prompts, repeated for the group, with gradients."""
@@ -79,7 +79,7 @@ class Floor:
         if (mask := inputs.get("attention_mask")) is not None:
             inputs["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)
         cache = DynamicCache()
-        output = self.model.model(**inputs, past_key_values=cache, use_cache=True)
+        output = self.model.model(**inputs, cache=cache, use_cache=True)
         cache.batch_repeat_interleave(GROUP_SIZE)
         return output.last_hidden_state[:, -1].repeat_interleave(GROUP_SIZE, dim=0), cache
 
