@@ -22,11 +22,11 @@ HALF = True  # stored in 16 bits
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    steps: int = 1500  # optimiser steps
+    steps: int = 1800  # optimiser steps
     trainer: OfflineConfig = field(
         default_factory=lambda: OfflineConfig(learning_rate=5e-4, weight_decay=0.05)
     )
-    task: DrawConfig = field(default_factory=lambda: DrawConfig(pairs=9216))
+    task: DrawConfig = field(default_factory=lambda: DrawConfig(pairs=15360))
 
 
 def drawn(task: DrawConfig, count: int, split: str, generator: Generator) -> PreferencePairs:

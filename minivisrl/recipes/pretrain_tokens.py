@@ -15,6 +15,8 @@ from minivisrl.rollout import Rollout
 
 __all__ = ["Config", "build", "card", "measure"]
 
+HALF = True  # stored in 16 bits
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
