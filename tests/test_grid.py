@@ -236,6 +236,15 @@ def test_weights_of_its_own_base_make_a_run_stale(world):
     assert fingerprint(FIRST) != before[FIRST] and fingerprint(SECOND) == before[SECOND]
 
 
+def test_fingerprint_follows_weights_in_subfolders(world):
+    """Story: checkpoints in parts have no weights at the top, and a new base went unnoticed."""
+    before = fingerprint(FIRST)
+    part = world / "checkpoints" / "one" / "transformer"
+    part.mkdir()
+    (part / "model.safetensors").write_bytes(b"weights of a part")
+    assert fingerprint(FIRST) != before
+
+
 def test_fingerprint_reads_what_the_real_recipe_imports(monkeypatch):
     """The loss, the world and the policy count; the command line and the plots do not."""
     read, code = [], grid_module._code

@@ -67,7 +67,7 @@ def fingerprint(name: str) -> str:
         own = Path(file).stem == recipe.module.rpartition(".")[2]
         digest.update(_code(Path(file).read_text(), without_classes=own).encode())
     for base in recipe.bases:
-        for weights in sorted((DATA / "checkpoints" / base).glob("*.safetensors")):
+        for weights in sorted((DATA / "checkpoints" / base).rglob("*.safetensors")):
             digest.update(weights.read_bytes())
     return digest.hexdigest()[:16]
 
