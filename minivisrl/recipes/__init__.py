@@ -92,6 +92,22 @@ RECIPES: dict[str, Recipe] = {
         paper="DeepSeekMath (GRPO), Visual-RFT",
         metric=COUNTED,
     ),
+    "generation/rlhf-ppo": Recipe(
+        **GENERATION,
+        config="RLHFPPO",
+        build="rlhf",
+        bases=("flow", "picture_reward"),
+        paper="ImageReward, with PPO and a critic",
+        metric=SHOWN,
+    ),
+    "generation/rlhf-grpo": Recipe(
+        **GENERATION,
+        config="RLHFGRPO",
+        build="rlhf",
+        bases=("flow", "picture_reward"),
+        paper="DanceGRPO (learned reward)",
+        metric=SHOWN,
+    ),
     "generation/dpo": Recipe(
         **GENERATION,
         config="DirectPreference",
