@@ -1,6 +1,6 @@
 """The table: seen where things are, moved by hand, replayed, planned, split; truths from outside.
 
-Needs MuJoCo and OpenGL; without MuJoCo the file is skipped.
+Needs MuJoCo and OpenGL; where one of them is missing the file is skipped, but not in CI.
 """
 
 import os
@@ -45,7 +45,12 @@ from minivisrl.vla.manipulation_levels import (
 from minivisrl.vla.manipulation_scene import _OPEN, PIXELS, SHADES, hand_of
 from minivisrl.worlds.vocabulary import tokens
 
-pytest.importorskip("mujoco")
+try:
+    manipulation_scene.leave(SimpleNamespace, manipulation_scene.enter(SimpleNamespace))
+except UserError as error:
+    if os.environ.get("CI"):
+        raise
+    pytest.skip(str(error), allow_module_level=True)
 
 LEFT, RIGHT, UP, DOWN = range(len(ACTIONS))
 # Places, x to the right and y away from the viewer; the hand is at (2, 1).
