@@ -40,6 +40,7 @@ from minigrid.envs.babyai.core.verifier import (  # noqa: E402
 from minivisrl import UserError  # noqa: E402
 from minivisrl.rollout import Prompts  # noqa: E402
 from minivisrl.vla.levels import CANVAS, Item, Level, actions_needed, level_of  # noqa: E402
+from minivisrl.vla.world import World  # noqa: E402
 
 ACTIONS = ("left", "right", "forward", "pickup", "drop", "toggle")  # MiniGrid's, in its order
 TILE = 8  # pixels a side
@@ -189,6 +190,13 @@ class Rooms:
             self.images[row] = room.step(action)[0]["image"]
             self.running[row] = not room.ended
 
+    def episodes(self, actions: Sequence[Sequence[int]]) -> list[Episode]:
+        """What was done in each room; of a row's actions those after its end are ignored."""
+        return [
+            Episode(room.level, tuple(row[: room.step_count]), room.success)
+            for row, room in zip(actions, self.rooms, strict=True)
+        ]
+
 
 @dataclass(frozen=True)
 class Episode:
@@ -256,3 +264,6 @@ def navigation_prompts(count: int, split: str, generator: Generator) -> Prompts:
     image = Rooms(levels).observe(np.arange(count))  # (B, 3, 40, 40)
     columns = {"prompt": [level.mission for level in levels], "level": levels, "image": image}
     return Prompts({**columns, "seed": seeds, "kind": kinds})
+
+
+WORLD = World("navigation", ACTIONS, NAMES, PIXELS, TILE, Rooms)

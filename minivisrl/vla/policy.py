@@ -12,19 +12,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Generator, Tensor
 from torch.distributions import Categorical
-from transformers import (
-    LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    PreTrainedTokenizerFast,
-    SiglipVisionConfig,
-)
+from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from minivisrl import UserError
 from minivisrl.policy import (
@@ -37,7 +32,9 @@ from minivisrl.policy import (
     readable,
 )
 from minivisrl.rollout import Prompts, Rollout
-from minivisrl.vla.navigation import ACTIONS, PIXELS, TILE, Episode, Rooms
+from minivisrl.vla.navigation import WORLD as NAVIGATION
+from minivisrl.vla.network import tiny_llava
+from minivisrl.vla.world import World, world_named
 from minivisrl.worlds.vocabulary import ACTIONS as ACTION_TOKENS
 from minivisrl.worlds.vocabulary import IMAGE, tokenizer
 
@@ -48,12 +45,13 @@ State = tuple[int, bytes]
 
 
 class VLAPolicy(Policy):
-    """A vision-language model that acts in rooms.
+    """A vision-language model that acts in rooms, or in another world.
 
     Args:
         model: LLaVA, or a model with the same forward and a `vision_config`.
         tokenizer: left-padding tokenizer with an `<image>` token and action tokens.
         temperature: of sampling and scoring.
+        world: what it acts in.
     """
 
     def __init__(
@@ -62,12 +60,14 @@ class VLAPolicy(Policy):
         tokenizer: PreTrainedTokenizerFast,
         *,
         temperature: float = 1.0,
+        world: World = NAVIGATION,
     ) -> None:
         super().__init__()
         self.model, self.tokenizer, self.temperature = model, tokenizer, temperature
+        self.world = world
         vision = model.config.vision_config
         self.image_tokens = (vision.image_size // vision.patch_size) ** 2
-        ids = tokenizer.convert_tokens_to_ids(ACTION_TOKENS[: len(ACTIONS)])
+        ids = tokenizer.convert_tokens_to_ids(ACTION_TOKENS[: len(world.actions)])
         self.action_ids = torch.tensor(ids)  # (A,)
 
     @property
@@ -127,16 +127,16 @@ class VLAPolicy(Policy):
         """Let `group_size` agents act in every level; outputs are episodes."""
         return self._act(prompts, group_size, generator)
 
-    def predict(self, prompts: Prompts) -> list[Episode]:
+    def predict(self, prompts: Prompts) -> list[Any]:
         """Episodes of always the likeliest action, one a prompt."""
         return list(self._act(prompts, 1, None).outputs)
 
     @torch.no_grad()
     def _act(self, prompts: Prompts, group_size: int, generator: Generator | None) -> Rollout:
         inputs, levels = self.inputs(prompts), prompts.repeat(group_size)["level"]
-        rooms, time = Rooms(levels), 0
+        rooms, time = self.world.open(levels), 0
         known: dict[State, int] = {}  # states that were met, by rows of the table of logits
-        table = torch.empty(0, len(ACTIONS), device=self.device)
+        table = torch.empty(0, len(self.action_ids), device=self.device)
         kept = self._blank(len(levels), max(level.limit for level in levels))
         while len(rows := np.flatnonzero(rooms.running)):
             views = rooms.observe(rows)  # (M, 3, H, W)
@@ -152,17 +152,13 @@ class VLAPolicy(Policy):
             for column, value in zip(kept.values(), told, strict=True):
                 column[rows, time] = value
             time += 1
-        taken = self.numbers(kept["tokens"]).tolist()
-        outputs = [
-            Episode(room.level, tuple(actions[: room.step_count]), room.success)
-            for actions, room in zip(taken, rooms.rooms, strict=True)
-        ]
+        outputs = rooms.episodes(self.numbers(kept["tokens"]).tolist())
         return self._rollout(prompts, kept, time, outputs)
 
     def _blank(self, count: int, columns: int) -> dict[str, Tensor]:
         """Observations (N, T, 3, H, W), tokens, log-probs and mask (N, T) of nothing yet."""
-        size = (count, columns)
-        views = torch.zeros(*size, 3, PIXELS, PIXELS, dtype=torch.uint8)
+        size, side = (count, columns), self.model.config.vision_config.image_size
+        views = torch.zeros(*size, 3, side, side, dtype=torch.uint8)
         tokens = torch.full(size, int(self.action_ids[0]))
         return dict(zip(KEPT, (views, tokens, torch.zeros(size), torch.zeros(size)), strict=True))
 
@@ -171,7 +167,7 @@ class VLAPolicy(Policy):
         return (tokens[..., None] == self.action_ids.to(tokens.device)).int().argmax(dim=-1)
 
     def _rollout(
-        self, prompts: Prompts, kept: dict[str, Tensor], columns: int, outputs: list[Episode]
+        self, prompts: Prompts, kept: dict[str, Tensor], columns: int, outputs: list[Any]
     ) -> Rollout:
         views, tokens, logprobs, mask = (kept[k][:, :columns].to(self.device) for k in KEPT)
         actions, size = {"observations": views, "tokens": tokens}, len(outputs) // len(prompts)
@@ -186,7 +182,9 @@ class VLAPolicy(Policy):
         rows = where.nonzero()[:, 0].cpu() // rollout.group_size  # (M,)
         views = rollout.actions["observations"][where]  # (M, 3, H, W)
         features = self.distinct_states(rollout.prompts, rows.tolist(), views)  # (M, D)
-        logits = features.new_zeros(*where.shape, len(ACTIONS), dtype=torch.float32)  # (N, T, A)
+        logits = features.new_zeros(
+            *where.shape, len(self.action_ids), dtype=torch.float32
+        )  # (N, T, A)
         logits[where] = self.action_logits(features)
         dist = Categorical(logits=logits, validate_args=False)
         chosen = self.numbers(rollout.actions["tokens"])  # (N, T)
@@ -196,7 +194,7 @@ class VLAPolicy(Policy):
             critic[where] = self.state_values(features).float()
         return ActionStats(dist.log_prob(chosen), dist.entropy(), critic, dist)
 
-    def encode(self, prompts: Prompts, outputs: Sequence[Episode], generator: Generator) -> Rollout:
+    def encode(self, prompts: Prompts, outputs: Sequence[Any], generator: Generator) -> Rollout:
         """Given episodes as a rollout: they are watched again.  Draws nothing.
 
         `outputs` has a multiple of B entries: row i * group_size + j belongs to prompt i.
@@ -217,7 +215,10 @@ class VLAPolicy(Policy):
         folder = Path(folder)
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
-        (folder / "policy.json").write_text(json.dumps({"temperature": self.temperature}) + "\n")
+        settings: dict[str, Any] = {"temperature": self.temperature}
+        if self.world.name != NAVIGATION.name:
+            settings["world"] = self.world.name
+        (folder / "policy.json").write_text(json.dumps(settings) + "\n")
         if self.value_head is not None:
             save_file(self.value_head.state_dict(), folder / "value_head.safetensors")
 
@@ -234,8 +235,9 @@ class VLAPolicy(Policy):
         settings, head = (Path(where) / f for f in ("policy.json", "value_head.safetensors"))
         with readable(str(where)):
             options = read_json(settings) if settings.exists() else {}
-            if unknown := set(options) - {"temperature"}:
+            if unknown := set(options) - {"temperature", "world"}:
                 raise ValueError(f"policy.json has unknown settings {sorted(unknown)}")
+            options["world"] = world_named(options.get("world", NAVIGATION.name))
             policy = cls(model, words, **options)
             if head.exists():
                 policy.load_value_head(head)
@@ -266,35 +268,9 @@ def draw(logits: Tensor, generator: Generator | None) -> Tensor:
     return torch.multinomial(shares, 1, generator=generator)[:, 0].to(logits.device)
 
 
-def new_vla(seed: int = 0, *, width: int = 64, seeing: int = 1, acting: int = 3) -> VLAPolicy:
-    """An untrained tiny LLaVA over the shared vocabulary: 40 px, 25 image tokens, one per tile.
-
-    Args:
-        seeing, acting: layers of the image encoder and of the language model.
-    """
+def new_vla(seed: int = 0, *, world: World = NAVIGATION, **sizes: int) -> VLAPolicy:
+    """An untrained agent over the shared vocabulary; `sizes` are those of `tiny_llava`."""
     words = tokenizer()
-    ids = {f"{name}_token_id": getattr(words, f"{name}_token_id") for name in ("pad", "bos", "eos")}
-    sizes = {"hidden_size": width, "intermediate_size": 2 * width, "num_attention_heads": 4}
-    vision = {"num_hidden_layers": seeing, "image_size": PIXELS, "patch_size": TILE}
-    config = LlavaConfig(
-        vision_config=SiglipVisionConfig(**sizes, **vision, vision_use_head=False),
-        text_config=LlamaConfig(
-            **sizes,
-            **ids,
-            num_hidden_layers=acting,
-            num_key_value_heads=4,
-            initializer_range=0.06,
-            vocab_size=len(words),
-            max_position_embeddings=512,
-        ),
-        initializer_range=0.06,
-        image_token_id=words.convert_tokens_to_ids(IMAGE),
-        image_seq_length=(PIXELS // TILE) ** 2,
-        vision_feature_select_strategy="full",
-        vision_feature_layer=-1,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)  # transformers initialises from the global generator
-        model = LlavaForConditionalGeneration(config)
+    model = tiny_llava(words, seed, pixels=world.pixels, patch=world.patch, **sizes)
     model.set_attn_implementation(ATTENTION)
-    return VLAPolicy(model, words)
+    return VLAPolicy(model, words, world=world)

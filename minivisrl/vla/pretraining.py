@@ -110,7 +110,7 @@ class Pupil(VLAPolicy):
         rows = (where.nonzero()[:, 0] // rollout.group_size).tolist()
         views, names = (rollout.actions[name][where] for name in ("observations", "names"))
         features = self.states(self.inputs(rollout.prompts), rows, views)  # (M, I + 1, D)
-        words = self.tokenizer.convert_tokens_to_ids(list(NAMES))
+        words = self.tokenizer.convert_tokens_to_ids(list(self.world.names))
         heads = self.model.get_output_embeddings().weight[words]
         told = (features[:, :-1] @ heads.T).float().log_softmax(dim=-1)  # (M, I, words)
         named = told.gather(2, names[..., None])[..., 0].mean(dim=1)  # (M,)
