@@ -219,7 +219,7 @@ def ceiling(pairs: PreferencePairs, taste: TasteConfig) -> float:
 class Relative:
     """A learned reward, less what it says of the base's own pictures of the caption.
 
-    Comparisons are made within captions, so Eq. (3) leaves one constant per caption free. Siblings
+    Comparisons are made within captions, so they leave one constant per caption free. Siblings
     share it, and GRPO never sees it; to PPO it is noise that no critic learns in a few steps.
     """
 

@@ -2,7 +2,7 @@
 # # 7. Conventional MLLMs: what to add to a verifier
 #
 # [previous: 6. GRPO](06_grpo.ipynb) | [contents](00_start_here.ipynb) |
-# [next: 16. Unified RL](16_unified_rl.ipynb)
+# [next: 12. Image generation](12_image_generation.ipynb)
 #
 # **Question.** A verifier already teaches a vision-language model. What do a format reward, a consistency reward, a data
 # mixture and a free puzzle add to it?
