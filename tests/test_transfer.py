@@ -104,9 +104,7 @@ def test_own_pairs_are_ranked_without_a_label(policy, cfg, monkeypatch):
     trainer = SimpleNamespace(policy=policy)
     monkeypatch.setattr(policy, "rollout", rollout)
     monkeypatch.setattr(policy, "predict", predict)
-    monkeypatch.setattr(
-        transfer, "_offline", lambda p, pairs, options: setattr(trainer, "pairs", pairs)
-    )
+    monkeypatch.setattr(transfer, "offline", lambda p, pairs, *_: setattr(trainer, "pairs", pairs))
     METHODS["own pairs"](policy, cfg, RunOptions())
     pairs = trainer.pairs
     drawn = [i for i, image in enumerate(pairs.prompts["image"]) if image is None]

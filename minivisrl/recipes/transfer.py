@@ -25,13 +25,12 @@ from tqdm.auto import tqdm
 
 from minivisrl import DATA, UserError
 from minivisrl.evaluation.balance import imbalance, kl_by_kind
-from minivisrl.optimization import GRPO
-from minivisrl.paradigms.offline import DPO, OfflineTrainer
-from minivisrl.paradigms.online import Collected, OnlineTrainer, act_and_judge, shuffled
+from minivisrl.paradigms.offline import OfflineTrainer
+from minivisrl.paradigms.online import Collected, OnlineTrainer, act_and_judge
 from minivisrl.paradigms.sft import SFTConfig, SFTTrainer
 from minivisrl.policy import frozen
 from minivisrl.recipes import unified
-from minivisrl.recipes.common import EVALUATION_SEED, record
+from minivisrl.recipes.common import EVALUATION_SEED, offline, online, record
 from minivisrl.recipes.run import RunOptions
 from minivisrl.rewards.pictures import agreement, composition
 from minivisrl.rollout import PreferencePairs, Prompts, Rollout
@@ -86,17 +85,9 @@ def grpo(
     reward: Callable | None = None,
 ) -> OnlineTrainer:
     """GRPO on batches of these kinds, with the verifiers' reward unless another is given."""
-    base, task = unified.RLVRGRPO(), cfg.task
-    prompts = unified.mixed_prompts(kinds, task.train_prompts, "train", options.generator(1))
-    return OnlineTrainer(
-        policy,
-        prompts,
-        reward or unified.blended,
-        GRPO(base.optimization),
-        base.trainer,
-        options.generator(2),
-        collect=shuffled(act_and_judge) if options.shuffle_rewards else act_and_judge,
-    )
+    count, dice = cfg.task.train_prompts, options.generator(1)
+    prompts = unified.mixed_prompts(kinds, count, "train", dice)
+    return online(policy, prompts, reward or unified.blended, unified.RLVRGRPO(), options)
 
 
 def in_turn(policy: UnifiedPolicy, cfg: TransferOptions, options: RunOptions) -> OnlineTrainer:
@@ -133,16 +124,11 @@ def drawings(
     return captions, drawn
 
 
-def _offline(policy: UnifiedPolicy, pairs: PreferencePairs, options: RunOptions) -> OfflineTrainer:
-    base = unified.DirectPreference()
-    return OfflineTrainer(policy, pairs, DPO(base.optimization), base.trainer, options.generator(2))
-
-
 def by_dpo(policy: UnifiedPolicy, cfg: TransferOptions, options: RunOptions) -> OfflineTrainer:
     """DPO on an annotator's comparisons of drawings (Emu3, VARGPT)."""
     task = replace(cfg.task, train=("draw",))
     pairs = unified.comparisons(policy, task, task.pairs, "train", options.generator(3))
-    return _offline(policy, pairs, options)
+    return offline(policy, pairs, unified.DirectPreference(), options)
 
 
 def own_pairs(policy: UnifiedPolicy, cfg: TransferOptions, options: RunOptions) -> OfflineTrainer:
@@ -163,7 +149,8 @@ def own_pairs(policy: UnifiedPolicy, cfg: TransferOptions, options: RunOptions) 
     parts.append(_ranked(shown, told, worth, dice))
     columns = {name: [x for p in parts for x in p.prompts[name]] for name in ("prompt", "image")}
     chosen, rejected = ([y for p in parts for y in getattr(p, s)] for s in ("chosen", "rejected"))
-    return _offline(policy, PreferencePairs(Prompts(columns), chosen, rejected), options)
+    pairs = PreferencePairs(Prompts(columns), chosen, rejected)
+    return offline(policy, pairs, unified.DirectPreference(), options)
 
 
 def _ranked(
@@ -239,8 +226,8 @@ def study(options: TransferOptions) -> dict[str, Any]:
         policy = unified.load_policy(options.task, RunOptions(device="cpu"))
         trainer = METHODS[name](policy, options, RunOptions(seed=seed, device="cpu"))
         clock = time.process_time()
-        online = isinstance(trainer, OnlineTrainer)
-        for _ in range(options.steps if online else options.offline_steps):
+        fresh = isinstance(trainer, OnlineTrainer)  # samples anew at every step
+        for _ in range(options.steps if fresh else options.offline_steps):
             trainer.step()
         seconds = time.process_time() - clock
         row = {"seed": seed, "method": name, **measure(policy, start), "seconds": seconds}
