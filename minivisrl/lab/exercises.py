@@ -1,6 +1,6 @@
 """Grade an exercise: not attempted, correct, or an error that carries a hint."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 
@@ -36,3 +36,21 @@ def _blank(attempt: Any) -> bool:
     if not isinstance(attempt, dict | list | tuple):
         return attempt is None or attempt is ...
     return any(part is ... for part in parts)
+
+
+def foretold(truths: Mapping[str, tuple[Any, str]]) -> Callable[[dict[str, Any]], None]:
+    """The check of an exercise of the kind *predict*.
+
+    Args:
+        truths: question -> what is right, and a hint for those who said something else.
+
+    Returns:
+        a check of a dict with one answer for each of the questions.
+    """
+
+    def check_prediction(prediction: dict[str, Any]) -> None:
+        assert set(prediction) == set(truths), f"answer for exactly these: {list(truths)}"
+        for question, (truth, hint) in truths.items():
+            assert prediction[question] == truth, f"{question!r}: {hint}"
+
+    return check_prediction

@@ -2,13 +2,15 @@
 
 import statistics
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from minivisrl.evaluation import equivalent, paired_difference
+from minivisrl.evaluation.verdicts import verdict as compared
+from minivisrl.lab.exercises import foretold
 from minivisrl.lab.plots import COLORS, STYLE
 
 # The sliders: a policy with two habits, writing its working or answering at once
@@ -104,15 +106,7 @@ SWEEP: dict[str, dict[str, tuple[float, ...]]] = {
 }
 
 
-def verdict(with_it: Sequence[float], without: Sequence[float], margin: float = 0.05) -> str:
-    """What a paired comparison over seeds allows one to say."""
-    low, high = paired_difference(with_it, without)[1:]
-    if low > 0:
-        return "more"
-    if high < 0:
-        return "less"
-    same = equivalent(with_it, without, margin=margin)
-    return "no difference" if same else "inconclusive"
+verdict = partial(compared, margin=0.05)
 
 
 # 7.1 predict
@@ -165,11 +159,7 @@ STATEMENTS: dict[str, tuple[bool, str]] = {
 }
 
 
-def check_bonus(prediction: dict) -> None:
-    """What a bonus does to the order inside a group."""
-    assert set(prediction) == set(STATEMENTS), f"answer for exactly these: {list(STATEMENTS)}"
-    for statement, (truth, hint) in STATEMENTS.items():
-        assert prediction[statement] == truth, f"{statement!r}: {hint}"
+check_bonus = foretold(STATEMENTS)  # what a bonus does to the order inside a group
 
 
 # 7.2 implement

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 from minivisrl.generation.steps import ddim_transition, sde_transition
+from minivisrl.lab.exercises import foretold
 from minivisrl.lab.plots import COLORS, STYLE
 
 # The marginals: Gaussian data, for which every step is affine, so that no sampling is needed
@@ -136,11 +137,7 @@ STATEMENTS: dict[str, tuple[bool, str]] = {
 }
 
 
-def check_statements(prediction: dict) -> None:
-    """Which statements about log-probs and steps are true."""
-    assert set(prediction) == set(STATEMENTS), "answer for exactly the five statements"
-    for name, (truth, hint) in STATEMENTS.items():
-        assert prediction[name] == truth, f"{name!r}: {hint}"
+check_statements = foretold(STATEMENTS)  # which statements on log-probs and steps are true
 
 
 # 12.2 implement

@@ -4,13 +4,15 @@ import math
 import random
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from minivisrl.evaluation import equivalent, paired_difference
+from minivisrl.evaluation.verdicts import verdict as compared
+from minivisrl.lab.exercises import foretold
 from minivisrl.lab.plots import COLORS, STYLE
 
 # The sliders: two abilities whose logits are linear in two weights, at an angle
@@ -81,14 +83,7 @@ def transfer_figure(matrix: Mapping[str, Mapping[str, tuple[float, float, float]
     return figure
 
 
-def verdict(first: Sequence[float], second: Sequence[float], margin: float = 0.02) -> str:
-    """What a paired comparison over seeds allows one to say."""
-    low, high = paired_difference(first, second)[1:]
-    if low > 0:
-        return "more"
-    if high < 0:
-        return "less"
-    return "no difference" if equivalent(first, second, margin=margin) else "inconclusive"
+verdict = partial(compared, margin=0.02)
 
 
 # 16.1 predict
@@ -133,11 +128,7 @@ STATEMENTS: dict[str, tuple[bool, str]] = {
 }
 
 
-def check_predictions(prediction: dict) -> None:
-    """Five statements, each against its computation."""
-    assert set(prediction) == set(STATEMENTS), f"answer for exactly these: {list(STATEMENTS)}"
-    for statement, (truth, hint) in STATEMENTS.items():
-        assert prediction[statement] == truth, f"{statement!r}: {hint}"
+check_predictions = foretold(STATEMENTS)
 
 
 # 16.2 implement

@@ -1,14 +1,16 @@
 """Chapter 17, task-specific RL: the figure behind the sliders, the checks and their mutants."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.figure import Figure
 from torch import Generator, Tensor
 
-from minivisrl.evaluation import equivalent, mean_interval
+from minivisrl.evaluation.verdicts import verdict as compared
+from minivisrl.lab.exercises import foretold
 from minivisrl.lab.plots import COLORS, STYLE
 from minivisrl.rollout import Prompts
 
@@ -56,15 +58,7 @@ def leak_figure(push: float, cosine: float) -> Figure:
     return figure
 
 
-def verdict(gains: Sequence[float], margin: float = 0.03) -> str:
-    """What gains over seeds allow one to say."""
-    interval = mean_interval(gains)
-    if interval.low > 0:
-        return "more"
-    if interval.high < 0:
-        return "less"
-    same = equivalent(gains, [0.0] * len(gains), margin=margin)
-    return "no difference" if same else "inconclusive"
+verdict = partial(compared, second=0.0, margin=0.03)  # of gains
 
 
 # 17.1 predict
@@ -107,11 +101,7 @@ STATEMENTS: dict[str, tuple[bool, str]] = {
 }
 
 
-def check_statements(prediction: dict) -> None:
-    """Five statements, each against its computation."""
-    assert set(prediction) == set(STATEMENTS), f"answer for exactly these: {list(STATEMENTS)}"
-    for statement, (truth, hint) in STATEMENTS.items():
-        assert prediction[statement] == truth, f"{statement!r}: {hint}"
+check_statements = foretold(STATEMENTS)
 
 
 # 17.2 implement

@@ -3,6 +3,7 @@
 import pytest
 
 from minivisrl.lab import check
+from minivisrl.lab.exercises import foretold
 
 
 def is_four(attempt):
@@ -57,3 +58,24 @@ def test_a_crash_keeps_its_own_error():
 def test_a_check_that_returns_a_verdict_instead_of_raising_is_refused():
     with pytest.raises(TypeError, match="returns None or raises"):
         check("4.1", lambda attempt: attempt == 4, 5)
+
+
+TRUTHS = {"a": (True, "look at a"), "b": (2, "look at b")}
+
+
+def test_predictions_are_right_question_by_question():
+    foretold(TRUTHS)({"a": True, "b": 2})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "hint"),
+    [
+        ({"a": False, "b": 2}, "look at a"),
+        ({"a": True, "b": 3}, "look at b"),
+        ({"a": True}, "answer for exactly these"),
+        ({"a": True, "b": 2, "c": 1}, "answer for exactly these"),
+    ],
+)
+def test_a_wrong_prediction_gets_the_hint_of_its_question(wrong, hint):
+    with pytest.raises(AssertionError, match=hint):
+        foretold(TRUTHS)(wrong)
