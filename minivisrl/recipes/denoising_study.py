@@ -13,7 +13,6 @@ Survey: section 3.2.1.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,8 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from minivisrl import DATA, UserError
-from minivisrl.evaluation.statistics import equivalent, paired_difference
+from minivisrl.evaluation.statistics import paired_difference
+from minivisrl.evaluation.verdicts import verdict
 from minivisrl.paradigms.baselines import RWRConfig
 from minivisrl.recipes import generation
 from minivisrl.recipes.common import online, record
@@ -97,19 +97,6 @@ def one_seed(seed: int, options: StudyOptions, heldout: Prompts) -> list[dict[st
     longer = train(trainers[FEW], options.steps, spent, rows[ALL]["seconds"])
     rows[LONGER] = row(LONGER, longer)
     return [{"before": before, **told} for told in rows.values()]
-
-
-def verdict(first: Sequence[float], second: Sequence[float], margin: float | None = None) -> str:
-    """What seeds say about first against second, pair by pair.
-
-    Returns:
-        `higher` or `lower` where the 95 % interval of the difference excludes 0; else `equal` where
-        the difference is surely within the margin (two one-sided tests at 5 %), else `open`.
-    """
-    gap = paired_difference(first, second)
-    if gap.low > 0 or gap.high < 0:
-        return "higher" if gap.low > 0 else "lower"
-    return "equal" if margin and equivalent(first, second, margin=margin) else "open"
 
 
 def answers(runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
