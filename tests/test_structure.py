@@ -26,7 +26,7 @@ PILLARS = {"mllm", "generation", "unified", "vla"}
 ANYBODY_MAY_IMPORT = {"UserError", "DATA", "__version__"}  # from the package itself
 NEED_SURVEY_LINE = PILLARS | {"optimization", "paradigms", "evaluation", "rewards", "rollout"}
 # design.md asked for 6,500 lines: the core and one pillar fill them, three more pillars add 4,300.
-PACKAGE_LINES, MODULE_LINES, FUNCTION_LINES, MEDIAN_LINES = 13_500, 300, 60, 14
+PACKAGE_LINES, MODULE_LINES, FUNCTION_LINES, MEDIAN_LINES = 13_100, 300, 60, 14
 REPOSITORY_MB, DATA_MB = 60, 40
 TOP_LEVEL = {"pyproject.toml", "notebooks", "minivisrl", "tests", "data", "README.md"}
 TOP_LEVEL |= {".ci", ".gitignore", "LICENSE"}

@@ -420,7 +420,7 @@ assert own["own pictures"]["draw"][0] < 0.0 and own["own pictures"]["read"][0] <
 # ### What to notice
 #
 # - In the bars, *joint* stands between the specialists in both groups and above the base in both; the control falls in both.
-# - The off-diagonal cells of the matrix are white: their intervals contain 0.
+# - The off-diagonal cells of the matrix are pale: their intervals contain 0.
 # - In the galleries, what changes is whole objects, and not for every caption: six small steps make a model surer, not perfect.
 
 # %% [markdown]
