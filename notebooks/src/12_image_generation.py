@@ -2,7 +2,7 @@
 # # 12. Image generation: every denoising step is an action
 #
 # [previous: 7. Conventional MLLMs](07_conventional_mllms.ipynb) | [contents](00_start_here.ipynb) |
-# [next: 16. Unified RL](16_unified_rl.ipynb)
+# [next: 15. Reward design](15_reward_design.ipynb)
 #
 # **Question.** A diffusion model writes no tokens. What is its action, how likely was it, and what changes in the
 # algorithms of chapters 3 to 6 when that is settled?

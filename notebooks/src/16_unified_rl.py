@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 16. Unified RL: one reward for reading and drawing
 #
-# [previous: 12. Image generation](12_image_generation.ipynb) | [contents](00_start_here.ipynb) |
+# [previous: 15. Reward design](15_reward_design.ipynb) | [contents](00_start_here.ipynb) |
 # [next: 17. Task-specific RL](17_task_specific_rl.ipynb)
 #
 # **Question.** One model reads pictures and draws them. If both abilities are rewarded together, do they help each
