@@ -144,8 +144,8 @@ def _list(args: list[str]) -> None:
     for name, recipe in RECIPES.items():
         gain = cells.get(name, {}).get("gain")
         expected = "not measured yet" if gain is None else f"{100 * gain:+.0f} points"
-        print(f"{name:22} {recipe.paper}")
-        print(f"{'':22} {recipe.model}; {recipe.metric}: {expected}; {recipe.minutes:g} min")
+        print(f"{name:26} {recipe.paper}")
+        print(f"{'':26} {recipe.model}; {recipe.metric}: {expected}; {recipe.minutes:g} min")
 
 
 def _papers(args: list[str]) -> None:

@@ -502,6 +502,14 @@ def test_readme_table(found, text):
     assert text in rows[2][5] and table.count("not yet") == 20 - (text != "not yet")
 
 
+def test_recipes_beside_the_table_leave_it_as_it_is():
+    """They are measured like the others, and by default; the README's table has 20 cells."""
+    beside = {f"vla/rlvr-{cell}-manipulation": summary(gain=0.9) for cell in ("ppo", "grpo")}
+    alone = {"cells": {FIRST: summary()}}
+    assert readme_table({"cells": alone["cells"] | beside}) == readme_table(alone)
+    assert set(beside) < set(GridOptions().cells) == set(RECIPES)
+
+
 def test_update_readme_replaces_what_is_between_the_marks(tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text("above\n<!-- grid -->\nold\n<!-- /grid -->\nbelow\n")

@@ -1,5 +1,6 @@
 """Every recipe of the grid: its entry, its configuration, what it builds and measures on."""
 
+import copy
 import json
 from dataclasses import asdict, fields, is_dataclass, replace
 from importlib import import_module
@@ -10,31 +11,46 @@ from typing import Any, get_type_hints
 
 import pytest
 import torch
+from vla.tiny import agent, need_table
 
 from minivisrl import UserError
 from minivisrl.generation.autoregressive import new_tokens
 from minivisrl.generation.diffusion import new_diffusion
 from minivisrl.generation.flow import new_flow
 from minivisrl.mllm.policy import new_vlm
-from minivisrl.policy import Policy
+from minivisrl.policy import Policy, params_sha256
 from minivisrl.recipes import CELLS, PILLARS, RECIPES
 from minivisrl.recipes.pretrain import CHECKPOINTS, config_of
 from minivisrl.recipes.run import RunOptions, default_config, find_recipe, run
 from minivisrl.rollout import Prompts
 from minivisrl.unified.policy import new_unified
+from minivisrl.vla.manipulation import WORLD as TABLES
+from minivisrl.vla.navigation import Episode
 from minivisrl.worlds.scenes import render
 
 every_recipe = pytest.mark.parametrize("name", RECIPES)
 # Field name -> value of a small run; a recipe that has no such field is not asked to.
 SMALL = {"train_prompts": 16, "eval_prompts": 64, "pairs": 16, "batch_size": 4, "group_size": 2}
 SMALL |= {"max_tokens": 4, "steps": 1, "denoising_steps": 3, "eval_steps": 2, "candidates": 2}
-NEW = {  # base -> an untrained small policy of its kind
-    "vlm": new_vlm,
-    "flow": new_flow,
-    "diffusion": new_diffusion,
-    "autoregressive": new_tokens,
-    "unified": new_unified,
+SIZES = {"width": 32, "layers": 1}
+NEW = {  # kind -> an untrained small policy
+    "vlm": lambda: new_vlm(0, **SIZES),
+    "flow": lambda: new_flow(0, **SIZES),
+    "diffusion": lambda: new_diffusion(0, **SIZES),
+    "autoregressive": lambda: new_tokens(0, **SIZES),
+    "unified": lambda: new_unified(0, **SIZES),
+    "vla": agent,
+    "manipulation": lambda: agent(world=TABLES),
 }
+BESIDE = {"vla/rlvr-ppo-manipulation", "vla/rlvr-grpo-manipulation"}  # beside the twenty cells
+SPLITS = {"vla": {"heldout", "appearance", "semantics", "execution"}}
+ARBITRARY = """
+from zlib import crc32
+
+
+def arbitrary(completions, **_):
+    return [float(crc32(repr(output).encode()) % 7) for output in completions]
+"""
 BLACK = torch.zeros(3, 16, 16)
 
 
@@ -43,7 +59,7 @@ def tiny(tmp_path_factory) -> dict[str, str]:
     """Base -> folder of a small policy of its kind."""
     place = tmp_path_factory.mktemp("tiny")
     for name, new in NEW.items():
-        new(0, width=32, layers=1).save(place / name)
+        new().save(place / name)
     return {name: str(place / name) for name in NEW}
 
 
@@ -70,11 +86,17 @@ def rebuilt(kind: type, values: dict[str, Any]) -> Any:
 
 
 def build(name: str, tiny: dict[str, str], small: dict[str, int] = SMALL, **options: Any) -> Any:
-    config = shrunk(default_config(name), **small)
-    recipe = RECIPES[name]
+    if name in BESIDE:
+        need_table()
+    config, recipe = shrunk(default_config(name), **small), RECIPES[name]
     made = getattr(import_module(recipe.module), recipe.build)
     kind = options.get("policy", recipe.policies[0])
     return made(config, RunOptions(checkpoint=tiny[kind], **options))
+
+
+def splits_of(name: str) -> set[str]:
+    """What a recipe is measured on."""
+    return SPLITS.get(name.split("/")[0], {"heldout", "appearance", "composition"})
 
 
 class Listener(Policy):
@@ -85,8 +107,10 @@ class Listener(Policy):
         self.prompts: list[Prompts] = []
 
     def predict(self, prompts: Prompts) -> list:
-        """A picture where there is nothing to look at, an answer elsewhere."""
+        """An episode in a room, a picture where there is nothing to look at, or an answer."""
         self.prompts.append(prompts)
+        if "level" in prompts.columns:
+            return [Episode(level, ()) for level in prompts["level"]]
         images = prompts.columns.get("image", [None] * len(prompts))
         return [BLACK if image is None else "<answer> 0 </answer>" for image in images]
 
@@ -96,7 +120,8 @@ class Listener(Policy):
 
 def keys(prompts: Prompts) -> list[tuple[str, bytes]]:
     """What tells one prompt from another: text and pixels, drawn or to be drawn."""
-    images = render(prompts["scene"], 32).flatten(1).numpy()
+    seen = prompts["image"] if "level" in prompts.columns else render(prompts["scene"], 32)
+    images = seen.flatten(1).numpy()
     return [(t, i.tobytes()) for t, i in zip(prompts["prompt"], images, strict=True)]
 
 
@@ -113,8 +138,8 @@ def measured_on(experiment: Any) -> list[tuple[str, bytes]]:
 
 def test_there_are_recipes_with_known_names():
     assert "mllm/rlvr-grpo" in RECIPES
-    assert set(RECIPES) <= {f"{pillar}/{cell}" for pillar in PILLARS for cell in CELLS}
-    assert len(PILLARS) * len(CELLS) == 20
+    table = {f"{pillar}/{cell}" for pillar in PILLARS for cell in CELLS}
+    assert set(RECIPES) == table | BESIDE and len(table) == 20
 
 
 @every_recipe
@@ -205,7 +230,7 @@ def test_build(name, tiny):
     trainer = experiment.trainer
     assert isinstance(trainer.policy, Policy)
     scores = experiment.evaluate(trainer.policy)
-    assert set(scores) == {"heldout", "appearance", "composition"}
+    assert set(scores) == splits_of(name)
     assert all(0 <= score <= 1 for score in scores.values())
     images, captions = experiment.show(trainer.policy)
     assert len(images) == len(captions) > 0 and images.shape[1] == 3 and images.ndim == 4
@@ -224,7 +249,7 @@ def test_the_evaluation_set_is_the_same_for_every_run(name, tiny):
     """Whatever the seed, the control, or the size of the training set; and at every call."""
     experiment = build(name, tiny)
     first = measured_on(experiment)
-    assert len(first) == 3 * 64
+    assert len(first) == 64 * len(splits_of(name))
     assert len(set(first)) > 0.75 * len(first)  # few captions name a single object
     assert measured_on(experiment) == first
     other = build(name, tiny, SMALL | {"train_prompts": 20}, seed=3, shuffle_rewards=True)
@@ -263,28 +288,69 @@ def test_no_training_image_is_measured_on(name, tiny):
     assert len(trained) > 150 and len(measured) > 550 and not trained & measured
 
 
-def test_the_control_permutes_rewards(tiny):
-    """Same prompts, same completions, same rewards: dealt out to other rows."""
-    plain, control = (build("mllm/rlvr-grpo", tiny, shuffle_rewards=s) for s in (False, True))
+@every_recipe
+def test_the_same_seed_and_a_resumed_run_end_in_the_same_bits(name, tiny, tmp_path):
+    """Statistics and weights of three steps; the second run starts anew after its first step.
 
-    def collected(experiment: Any) -> tuple[list[str], list[float]]:
+    What is rewarded is arbitrary but differs: an untrained model earns nothing otherwise.
+    """
+    file, online = tmp_path / "mine.py", RECIPES[name].build != "dpo"
+    file.write_text(ARBITRARY)
+    told = {"seed": 5, "reward": f"{file}:arbitrary" if online else None}
+    straight, first, second = (build(name, tiny, **told) for _ in range(3))
+
+    def steps(experiment: Any, count: int) -> list[dict[str, float]]:
+        return [experiment.trainer.step() for _ in range(count)]
+
+    rows = steps(first, 1)
+    second.trainer.load_state_dict(copy.deepcopy(first.trainer.state_dict()))
+    assert steps(straight, 3) == rows + steps(second, 2)
+    ends = {params_sha256(done.trainer.policy) for done in (straight, second)}
+    assert len(ends) == 1 and params_sha256(first.trainer.policy) not in ends
+
+
+def lengths(completions: list[Any], **_: Any) -> list[float]:
+    """Words have letters, episodes have actions."""
+    return [float(len(getattr(output, "actions", output))) for output in completions]
+
+
+some_recipes = pytest.mark.parametrize(
+    "name", ["mllm/rlvr-grpo", "vla/rlvr-ppo", "vla/rlhf-grpo", "vla/rlvr-grpo-manipulation"]
+)
+
+
+@some_recipes
+def test_the_control_permutes_rewards(name, tiny):
+    """Same prompts, same completions, same rewards: dealt out to other rows."""
+    plain, control = (build(name, tiny, shuffle_rewards=s) for s in (False, True))
+
+    def collected(experiment: Any) -> tuple[list[Any], list[float]]:
         t = experiment.trainer
         rollout, rewards, _ = t.collect(t.policy, t.prompts, lengths, t.cfg, t.generator)
         return list(rollout.outputs), rewards.tolist()
-
-    def lengths(completions: list[str], **_: Any) -> list[float]:
-        return [float(len(text)) for text in completions]
 
     (outputs, rewards), (same_outputs, dealt) = collected(plain), collected(control)
     assert outputs == same_outputs and rewards == lengths(outputs)
     assert dealt != rewards and sorted(dealt) == sorted(rewards)
 
 
-def test_a_reward_of_ones_own(tiny, tmp_path):
+def test_the_control_of_pairs_is_a_coin(tiny):
+    """The same episodes in the same rooms; in about half of the pairs the sides are swapped."""
+    small = SMALL | {"pairs": 64}
+    plain, control = (build("vla/dpo", tiny, small, shuffle_rewards=s) for s in (False, True))
+    one, other = plain.trainer.pairs, control.trainer.pairs
+    sides = zip(one.chosen, one.rejected, other.chosen, other.rejected, strict=True)
+    swapped = [(a, b) == (d, c) != (c, d) for a, b, c, d in sides]
+    same = [x == y for x, y in zip(one.chosen, other.chosen, strict=True)]
+    assert 16 < sum(swapped) < 48 and all(s != k for s, k in zip(swapped, same, strict=True))
+
+
+@some_recipes
+def test_a_reward_of_ones_own(name, tiny, tmp_path):
     """It is trained on, and never measured with."""
     file = tmp_path / "mine.py"
     file.write_text("def ones(completions, **_):\n    return [1.0] * len(completions)\n")
-    experiment = build("mllm/rlvr-grpo", tiny, reward=f"{file}:ones")
+    experiment = build(name, tiny, reward=f"{file}:ones")
     assert experiment.trainer.step()["reward/ones"] == 1.0
     assert experiment.evaluate(experiment.trainer.policy)["heldout"] < 1
 

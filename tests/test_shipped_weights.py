@@ -1,6 +1,7 @@
 """Checkpoints as they are shipped: 16 bits on disk, 32 in use, and no trace of who made them."""
 
 import json
+from importlib import import_module
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from minivisrl import DATA
 from minivisrl.policy import params_sha256
 from minivisrl.recipes import pretrain
 from minivisrl.unified.policy import UnifiedPolicy, new_unified
+from minivisrl.vla.policy import VLAPolicy
 
 
 @pytest.fixture
@@ -51,8 +53,30 @@ def test_the_folder_that_a_network_came_from_is_forgotten(saved):
     assert json.loads(path.read_text()) == told
 
 
-def test_the_cards_hash_is_that_of_the_shipped_weights():
-    folder = DATA / "checkpoints" / "unified_reward"
+@pytest.mark.parametrize("name", pretrain.CHECKPOINTS)
+def test_every_checkpoint_is_there_as_its_module_says(name):
+    """In 16 bits or not, with a card of that command; the table of data/README.md names it."""
+    folder = DATA / "checkpoints" / name
+    half = getattr(import_module(pretrain.CHECKPOINTS[name]), "HALF", False)
+    assert kinds(folder) == {torch.float16 if half else torch.float32}
     card = json.loads((folder / "card.json").read_text())
-    assert kinds(folder) == {torch.float16}
-    assert params_sha256(UnifiedPolicy.load(folder)) == card["params_sha256"]
+    assert card["command"] == f"minivisrl pretrain {name} --seed 0"
+    assert card["params_sha256"] in (folder / "README.md").read_text()
+    table, rest = (DATA / "README.md").read_text().split("## checkpoints")[1].split("All but")
+    assert f"`{name}`" in table
+    assert (f"`{name}`" in rest.split("are stored in 16 bits")[0]) != half
+
+
+LOADED = {"unified_reward": UnifiedPolicy, "vla": VLAPolicy, "manipulation": VLAPolicy}
+
+
+@pytest.mark.parametrize("name", LOADED)
+def test_the_cards_hash_is_that_of_the_shipped_weights(name):
+    folder = DATA / "checkpoints" / name
+    card = json.loads((folder / "card.json").read_text())
+    assert params_sha256(LOADED[name].load(folder)) == card["params_sha256"]
+
+
+def test_an_agent_is_shipped_with_its_world():
+    worlds = {n: VLAPolicy.load(DATA / "checkpoints" / n).world.name for n in list(LOADED)[1:]}
+    assert worlds == {"vla": "navigation", "manipulation": "manipulation"}

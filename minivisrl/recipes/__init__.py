@@ -31,6 +31,7 @@ class Recipe:
 DESCRIBED, COUNTED = "truth_and_completeness_sampled", "exact_match_greedy"
 SHOWN, DRAWN = "composition_sampled", "exact_composition_sampled"
 TRUTH = "share_of_objects_right_sampled"
+DONE = "success_sampled"
 
 MLLM = {
     "module": "minivisrl.recipes.mllm",
@@ -49,6 +50,20 @@ UNIFIED = {
     "model": "unified: Llama over words and picture codes, 1.1 M parameters, 16 px",
     "policies": ("unified",),
     "minutes": 2,
+}
+VLA = {
+    "module": "minivisrl.recipes.vla",
+    "model": "vla: LLaVA with action tokens, 0.3 M parameters, 40 px",
+    "metric": DONE,
+    "policies": ("vla",),
+    "minutes": 3,
+}
+TABLES = VLA | {
+    "module": "minivisrl.recipes.manipulation",
+    "model": "manipulation: LLaVA with action tokens, 0.3 M parameters, 60 px",
+    "bases": ("manipulation",),
+    "policies": ("manipulation",),
+    "build": "rlvr",
 }
 
 RECIPES: dict[str, Recipe] = {
@@ -172,4 +187,42 @@ RECIPES: dict[str, Recipe] = {
         paper="CoRL (co-reinforcement)",
         metric=TRUTH,
     ),
+    "vla/rlhf-ppo": Recipe(
+        **VLA,
+        config="RLHFPPO",
+        build="rlhf",
+        bases=("vla", "vla_reward"),
+        paper="Christiano et al. (segments), with PPO",
+    ),
+    "vla/rlhf-grpo": Recipe(
+        **VLA,
+        config="RLHFGRPO",
+        build="rlhf",
+        bases=("vla", "vla_reward"),
+        paper="Christiano et al. (segments), with GRPO",
+    ),
+    "vla/dpo": Recipe(
+        **VLA,
+        config="DirectPreference",
+        build="dpo",
+        bases=("vla",),
+        paper="GRAPE (trajectory preferences)",
+    ),
+    "vla/rlvr-ppo": Recipe(
+        **VLA,
+        config="RLVRPPO",
+        build="rlvr",
+        bases=("vla",),
+        paper="FLaRe, RL4VLA (PPO)",
+    ),
+    "vla/rlvr-grpo": Recipe(
+        **VLA,
+        config="RLVRGRPO",
+        build="rlvr",
+        bases=("vla",),
+        paper="VLN-R1, TGRPO",
+    ),
+    # Beside the twenty cells: the same two recipes in a second world.
+    "vla/rlvr-ppo-manipulation": Recipe(**TABLES, config="RLVRPPO", paper="VLA-RL (PPO)"),
+    "vla/rlvr-grpo-manipulation": Recipe(**TABLES, config="RLVRGRPO", paper="RIPT-VLA"),
 }

@@ -177,7 +177,7 @@ def grid(options: GridOptions) -> dict[str, Any]:
             kind = "control" if record["control"] else "run"
             gain = record["after"] - record["before"]
             print(
-                f"{record['recipe']:22} {kind:8} seed {record['seed']}  gain {gain:+.3f}",
+                f"{record['recipe']:26} {kind:8} seed {record['seed']}  gain {gain:+.3f}",
                 flush=True,
             )
     return book

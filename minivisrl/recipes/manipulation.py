@@ -5,7 +5,7 @@ Survey: section 3.4.3.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf
 from typing import Literal
 
@@ -42,18 +42,18 @@ class ManipulateConfig:
         validate(self, counts | {"temperature": (1e-3, inf)})
 
 
-def few() -> OnlineConfig:
-    """Half as many tables a step as in navigation: every one of their states is another."""
-    return OnlineConfig(batch_size=16, learning_rate=5e-4)
+def half(group_size: int) -> OnlineConfig:
+    """Half as many episodes a step as in navigation: every one of their states is another."""
+    return OnlineConfig(batch_size=128 // group_size, group_size=group_size, learning_rate=5e-4)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RLVRGRPO:
     """vla/rlvr-grpo-manipulation: a hand learns to push and reach by GRPO; success is rewarded."""
 
-    steps: int = 60  # optimiser steps
-    trainer: OnlineConfig = field(default_factory=few)
-    optimization: GRPOConfig = field(default_factory=lambda: GRPOConfig(kl_coef=0.0))
+    steps: int = 60  # batches of episodes, each used for two optimiser steps
+    trainer: OnlineConfig = field(default_factory=lambda: half(group_size=8))
+    optimization: GRPOConfig = field(default_factory=lambda: GRPOConfig(kl_coef=0.0, minibatches=2))
     task: ManipulateConfig = field(default_factory=ManipulateConfig)
 
 
@@ -61,9 +61,9 @@ class RLVRGRPO:
 class RLVRPPO:
     """vla/rlvr-ppo-manipulation: a hand learns to push and reach by PPO; success is rewarded."""
 
-    steps: int = 40  # batches of episodes, each used for several optimiser steps
-    trainer: OnlineConfig = field(default_factory=few)
-    optimization: PPOConfig = field(default_factory=fresh_critic)
+    steps: int = 45  # batches of episodes, each used for several optimiser steps
+    trainer: OnlineConfig = field(default_factory=lambda: half(group_size=4))
+    optimization: PPOConfig = field(default_factory=lambda: replace(fresh_critic(), minibatches=2))
     task: ManipulateConfig = field(default_factory=ManipulateConfig)
 
 
@@ -99,5 +99,5 @@ def rlvr(config: RLVRGRPO | RLVRPPO, options: RunOptions) -> Experiment:
     def make(split: str, generator: Generator) -> Prompts:
         return manipulation_prompts(task.eval_prompts, split, generator)
 
-    how = {"show": shown, "monitor": monitor, "splits": SPLITS[1:], "samples": 1, "others": paths}
+    how = {"show": shown, "monitor": monitor, "splits": SPLITS[1:], "samples": 2, "others": paths}
     return experiment(trainer, make, success, **how)

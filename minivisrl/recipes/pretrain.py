@@ -29,6 +29,7 @@ CHECKPOINTS = {
     "unified_reward": "minivisrl.recipes.pretrain_unified_reward",
     "vla": "minivisrl.recipes.pretrain_vla",
     "vla_reward": "minivisrl.recipes.pretrain_vla_reward",
+    "manipulation": "minivisrl.recipes.pretrain_manipulation",
 }
 
 

@@ -25,10 +25,10 @@ TABLES = 512  # per split
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    steps: int = 1200  # optimiser steps
+    steps: int = 1800  # optimiser steps
     sft: SFTConfig = field(default_factory=lambda: SFTConfig(autocast=True))
     demonstrators: DemonstratorConfig = field(
-        default_factory=lambda: DemonstratorConfig(demonstrations=2000, stumble=0.1)
+        default_factory=lambda: DemonstratorConfig(demonstrations=10000, stumble=0.1)
     )
 
 

@@ -21,7 +21,7 @@ LEVELS = 512  # per split
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    steps: int = 1200  # optimiser steps
+    steps: int = 1800  # optimiser steps
     sft: SFTConfig = field(default_factory=lambda: SFTConfig(autocast=True))
     demonstrators: DemonstratorConfig = field(default_factory=DemonstratorConfig)
 

@@ -19,11 +19,11 @@ from minivisrl.vla.segments import SegmentJudge
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    steps: int = 600  # optimiser steps
+    steps: int = 900  # optimiser steps
     trainer: OfflineConfig = field(
         default_factory=lambda: OfflineConfig(learning_rate=5e-4, weight_decay=0.05)
     )
-    task: NavigateConfig = field(default_factory=lambda: NavigateConfig(pairs=3072))
+    task: NavigateConfig = field(default_factory=lambda: NavigateConfig(pairs=6144))
 
 
 def build(config: Config, seed: int) -> OfflineTrainer:

@@ -71,7 +71,7 @@ def whole_episodes() -> NavigateConfig:
 class RLVRGRPO:
     """vla/rlvr-grpo: an agent learns to carry out missions by GRPO; success is the reward."""
 
-    steps: int = 90  # optimiser steps
+    steps: int = 75  # optimiser steps
     trainer: OnlineConfig = field(default_factory=lambda: OnlineConfig(learning_rate=5e-4))
     optimization: GRPOConfig = field(default_factory=lambda: GRPOConfig(kl_coef=0.0))
     task: NavigateConfig = field(default_factory=NavigateConfig)
@@ -81,7 +81,7 @@ class RLVRGRPO:
 class RLVRPPO:
     """vla/rlvr-ppo: an agent learns to carry out missions by PPO, with a critic of every step."""
 
-    steps: int = 60  # batches of episodes, each used for several optimiser steps
+    steps: int = 50  # batches of episodes, each used for several optimiser steps
     trainer: OnlineConfig = field(default_factory=lambda: OnlineConfig(learning_rate=5e-4))
     optimization: PPOConfig = field(default_factory=fresh_critic)
     task: NavigateConfig = field(default_factory=NavigateConfig)
@@ -112,7 +112,7 @@ class DirectPreference:
     """vla/dpo: an agent learns from comparisons of whole episodes alone."""
 
     steps: int = 140  # optimiser steps
-    trainer: OfflineConfig = field(default_factory=OfflineConfig)
+    trainer: OfflineConfig = field(default_factory=lambda: OfflineConfig(batch_size=24))
     optimization: DPOConfig = field(  # failures are long: sums would be about little else
         default_factory=lambda: DPOConfig(dpo_beta=2.0, average=True)
     )
@@ -164,7 +164,7 @@ def navigating(
     def make(split: str, generator: Generator) -> Prompts:
         return navigation_prompts(task.eval_prompts, split, generator)
 
-    how = {"show": shown, "monitor": monitor, "splits": SPLITS[1:], "samples": 1, "others": paths}
+    how = {"show": shown, "monitor": monitor, "splits": SPLITS[1:], "samples": 2, "others": paths}
     return experiment(trainer, make, success, **how)
 
 

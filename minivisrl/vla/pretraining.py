@@ -32,10 +32,10 @@ MOVES = ("left", "right", "forward")
 class DemonstratorConfig:
     """Who demonstrates, how much, and how well."""
 
-    demonstrations: int = 3000  # how many there are
+    demonstrations: int = 12000  # how many there are
     batch_size: int = 32  # demonstrations per optimiser step
     stumble: float = 0.2  # share of actions that are random moves
-    mishear: float = 0.3  # share of demonstrations of another mission in the same room
+    mishear: float = 0.4  # share of demonstrations of another mission in the same room
 
     def __post_init__(self) -> None:
         counts = dict.fromkeys(("demonstrations", "batch_size"), (1, inf))

@@ -262,17 +262,21 @@ BOUNDS = {  # at least, at most
 }
 
 
-def within(name: str, ratio: float) -> bool:
+def within(name: str, ratio: float, bounds: dict[str, tuple] = BOUNDS) -> bool:
     """Whether a ratio keeps its bound."""
-    low, high = BOUNDS[name]
+    low, high = bounds[name]
     return (low is None or ratio >= low) and (high is None or ratio <= high)
 
 
-def measure(name: str) -> float:
+def measure(
+    name: str,
+    contests: dict[str, Callable[[], float]] = CONTESTS,
+    bounds: dict[str, tuple] = BOUNDS,
+) -> float:
     """Run a contest on one thread and print its ratio."""
     torch.set_num_threads(1)
-    ratio = CONTESTS[name]()
-    low, high = BOUNDS[name]
+    ratio = contests[name]()
+    low, high = bounds[name]
     bound = f"at least {low}" if low else f"at most {high}"
     print(f"{name}: {ratio:.2f} ({bound})", file=sys.stdout, flush=True)
     return ratio

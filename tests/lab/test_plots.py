@@ -139,6 +139,13 @@ def test_grid_shows_missing_and_failed_cells(tmp_path):
             assert texts[CELLS.index("dpo"), PILLARS.index("vla")].endswith("failed")
 
 
+def test_recipes_beside_the_table_do_not_show_in_it():
+    """The grid measures two more; the figure keeps its 20 cells."""
+    grid = {"cells": {"vla/rlvr-ppo-manipulation": cell(), "mllm/dpo": cell()}}
+    texts = [text.get_text() for text in grid_table(grid).axes[0].texts]
+    assert len(texts) == 20 and texts.count("not yet") == 19
+
+
 def test_a_label_without_a_role_does_not_take_the_color_of_one_that_has_it():
     """Story: "after" and "20 steps" were both blue."""
     figure = bars({"20 steps": {"x": 1}, "after": {"x": 2}, "other": {"x": 3}}, ylabel="y")

@@ -1,14 +1,13 @@
 """The same agent at the table: exact log-probs, saved with its world; clones; its two recipes."""
 
 import json
-import os
 from dataclasses import replace
 from math import isfinite
 from random import Random
 
 import pytest
 import torch
-from vla.tiny import agent, seeded
+from vla.tiny import agent, need_table, seeded
 
 from minivisrl import UserError
 from minivisrl.policy import frozen
@@ -20,16 +19,10 @@ from minivisrl.vla.levels import SPLITS
 from minivisrl.vla.manipulation import ACTIONS, NAMES, WORLD, Table, manipulation_prompts
 from minivisrl.vla.manipulation_expert import demonstrate, demonstrations, misheard, named
 from minivisrl.vla.manipulation_levels import layout_of
-from minivisrl.vla.manipulation_scene import enter, leave
 from minivisrl.vla.policy import VLAPolicy
 from minivisrl.vla.pretraining import DemonstratorConfig, Pupil
 
-try:
-    leave(VLAPolicy, enter(VLAPolicy))
-except UserError as error:
-    if os.environ.get("CI"):
-        raise
-    pytest.skip(str(error), allow_module_level=True)
+need_table()
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +169,7 @@ def test_recipes(config, reward, base):
     name = {"sparse": "reward/success", "dense": "reward/dense"}[reward]
     assert name in stats
     images, words = made.show(made.trainer.policy)
-    assert len(images) == len(words) == 6 and images.shape[1:] == (3, 60, 6 * 61 - 1)
+    assert len(images) == len(words) >= 6 and images.shape[1:] == (3, 60, 6 * 61 - 1)
 
 
 def test_a_recipe_without_its_base(monkeypatch, tmp_path):

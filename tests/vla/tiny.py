@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import copy
+import os
 import sys
 from itertools import product
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
+import pytest
 import torch
 from torch import Generator
 
 import minivisrl
+from minivisrl import UserError
 from minivisrl.rollout import Prompts
 from minivisrl.vla.levels import Item, Level
+from minivisrl.vla.manipulation_scene import enter, leave
 from minivisrl.vla.navigation import Room, Rooms
 from minivisrl.vla.policy import VLAPolicy, new_vla
 
@@ -60,7 +65,17 @@ def brute_force(told: Level, horizon: int = 24) -> int | None:
     return None
 
 
-def agent(seed: int = 0, **sizes: int) -> VLAPolicy:
+def need_table() -> None:
+    """Skip the test, or the module, where MuJoCo or OpenGL is missing; but not in CI."""
+    try:
+        leave(SimpleNamespace, enter(SimpleNamespace))
+    except UserError as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(error), allow_module_level=True)
+
+
+def agent(seed: int = 0, **sizes: Any) -> VLAPolicy:
     """An agent of width 16 whose weights are scaled up, so that it is not indifferent."""
     policy = new_vla(seed, **{"width": 16, "seeing": 1, "acting": 1} | sizes)
     with torch.no_grad():
