@@ -25,8 +25,9 @@ LAYERS = (
 PILLARS = {"mllm", "generation", "unified", "vla"}
 ANYBODY_MAY_IMPORT = {"UserError", "DATA", "__version__"}  # from the package itself
 NEED_SURVEY_LINE = PILLARS | {"optimization", "paradigms", "evaluation", "rewards", "rollout"}
-# design.md asked for 6,500 lines: the core and one pillar fill them, three more pillars add 4,300.
-PACKAGE_LINES, MODULE_LINES, FUNCTION_LINES, MEDIAN_LINES = 13_100, 300, 60, 14
+# design.md asked for 6,500 lines: the core and one pillar fill them, three more pillars add 4,300;
+# the VLA variants (five modules of formulas, their methods and their study) add 859.
+PACKAGE_LINES, MODULE_LINES, FUNCTION_LINES, MEDIAN_LINES = 13_959, 300, 60, 14
 REPOSITORY_MB, DATA_MB = 60, 40
 TOP_LEVEL = {"pyproject.toml", "notebooks", "minivisrl", "tests", "data", "README.md"}
 TOP_LEVEL |= {".ci", ".gitignore", "LICENSE"}
@@ -403,7 +404,7 @@ WRONG = [
     (weight_problems, {"data/a": 39_000_000, "data/b": 1_000_000}, "data has 40000000 bytes"),
     (weight_problems, {"data/a": 30_000_000, "notebooks/b": 30_000_000}, "the repository has"),
     (size_problems, {"a.py": "x = 1\n" * 301}, "a.py: module has 301 lines"),
-    (size_problems, {f"{i}.py": "x = 1\n" * 260 for i in range(53)}, "package has 13780"),
+    (size_problems, {f"{i}.py": "x = 1\n" * 260 for i in range(54)}, "package has 14040"),
     (size_problems, {"a.py": "def f():\n" + "    x = 1\n" * 60}, "a.py:f has 61 lines"),
     (size_problems, {"a.py": "def f():\n" + "    x = 1\n" * 14}, "median function has 15"),
 ]
