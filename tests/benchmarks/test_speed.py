@@ -75,7 +75,9 @@ def test_ratio(name):
 @pytest.mark.skipif(not RECORDED.exists(), reason="python -m tests.benchmarks was not run yet")
 def test_recorded_ratios():
     record = json.loads(RECORDED.read_text())
-    assert record["threads"] == 1 and {"torch", "transformers", "trl"} <= set(record["versions"])
+    packages = {"torch", "transformers", "trl", "stable-baselines3", "minigrid", "mujoco"}
+    assert record["threads"] == 1 and set(record["versions"]) == packages
     bounds = contest.BOUNDS | vla_contest.BOUNDS
-    assert set(contest.CONTESTS) <= set(record["ratios"]) <= set(bounds)
+    assert set(record["ratios"]) == set(bounds)
+    assert record["bounds"] == {name: list(bound) for name, bound in bounds.items()}
     assert all(contest.within(name, r, bounds) for name, r in record["ratios"].items())
