@@ -360,7 +360,7 @@ assert first is None or first["ci"][0] > 0.2  # recorded, seeds 0-4
 # | 9 Thinking about images, 10 Thinking with images, 11 Video reasoning | 3.1.3, 3.1.3, 3.1.4 |
 # | [12 Image generation](12_image_generation.ipynb), 13 Video generation, 14 3D generation, [15 Reward design](15_reward_design.ipynb) | 3.2.1, 3.2.2, 3.2.3, 3.2.4 |
 # | [16 Unified RL](16_unified_rl.ipynb), [17 Task-specific RL](17_task_specific_rl.ipynb) | 3.3.1, 3.3.2 |
-# | 18 GUI automation, 19 Visual navigation, 20 Visual manipulation | 3.4.1, 3.4.2, 3.4.3 |
+# | 18 GUI automation, [19 Visual navigation](19_visual_navigation.ipynb), 20 Visual manipulation | 3.4.1, 3.4.2, 3.4.3 |
 # | 21 Metrics and benchmarks, 22 Challenges | 4, 5 |
 # | 23 Beyond the pillars, 24 Scaling up | |
 #

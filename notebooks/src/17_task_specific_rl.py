@@ -2,7 +2,7 @@
 # # 17. Task-specific RL: reward one head, watch the other
 #
 # [previous: 16. Unified RL](16_unified_rl.ipynb) | [contents](00_start_here.ipynb) |
-# [next: back to the contents](00_start_here.ipynb)
+# [next: 19. Visual navigation](19_visual_navigation.ipynb)
 #
 # **Question.** A unified model is rewarded for drawing alone. What becomes of its reading, and how would we notice?
 #
