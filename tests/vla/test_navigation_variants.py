@@ -78,7 +78,7 @@ def rate(policy) -> float:
 
 
 def gain(job, seed=0, steps=10, reward=success, collect=act_and_judge):
-    """Success gained in the near levels, in ten batches of sixteen episodes, and the rows."""
+    """Success gained in the near levels, in batches of sixteen episodes, and the rows."""
     policy = unsure()
     before = rate(policy)
     trainer = OnlineTrainer(
@@ -160,6 +160,7 @@ def test_tgrpo_with_one_reward_a_row_pays_it_at_the_end(lib=LIB):
 
 
 def test_tgrpo_learns_and_the_control_does_not(lib=LIB):
+    """Seeds 0-7: .367 +- .021; the control -.05 +- .13, never above .1."""
     job = lib.TGRPO(lib.TGRPOConfig())
     assert gain(job, reward=progress_by_step)[0] > 0.25
     assert gain(job, reward=progress_by_step, collect=shuffled(act_and_judge))[0] < 0.25
@@ -361,8 +362,9 @@ def progress_gain(lib, seed=0, collect=act_and_judge):
 
 
 def test_progress_trains_an_agent(lib=LIB):
+    """Seeds 0-7: .426 +- .031."""
     moved, rows = progress_gain(lib)
-    assert moved > 0.1 and "reward/progress" in rows[0]
+    assert moved > 0.3 and "reward/progress" in rows[0]
 
 
 # Stages: a part at a time, and imitation of successes.
@@ -432,7 +434,7 @@ def failure(completions, **_):
     return [1.0 - float(episode.success) for episode in completions]
 
 
-def imitation_gain(lib, reward=success, seed=0, steps=12):
+def imitation_gain(lib, reward=success, seed=0, steps=30):
     """Success gained by cloning those of 64 own episodes that earned 1."""
     policy, kept = unsure(), lib.Successes()
     kept(policy, prompts_of(*NEAR), reward, replace(CFG, group_size=32), seeded(seed))
@@ -445,8 +447,9 @@ def imitation_gain(lib, reward=success, seed=0, steps=12):
 
 
 def test_an_agent_imitates_its_own_successes(lib=LIB):
-    """The control clones its failures."""
-    assert imitation_gain(lib) > 0.1 > 0.0 > imitation_gain(lib, failure)
+    """Seeds 0-7: .287 +- .032.  The control clones its failures: -.094 +- .047, never above 0."""
+    assert imitation_gain(lib) > 0.16
+    assert imitation_gain(lib, failure) < 0.09
 
 
 # VLN-R1: agreement with an expert, decayed.
@@ -474,8 +477,8 @@ def test_the_expert_of_a_level_is_followed():
 
 
 def test_the_decayed_reward_trains_an_agent():
-    job = GRPO(GRPOConfig(kl_coef=0.0))
-    assert gain(job, reward=time_decayed)[0] > 0.1
+    """Twenty batches.  Seeds 0-7: .376 +- .023; with rewards shuffled .04 +- .12."""
+    assert gain(GRPO(GRPOConfig(kl_coef=0.0)), steps=20, reward=time_decayed)[0] > 0.28
 
 
 def test_progress_by_step_by_hand():
