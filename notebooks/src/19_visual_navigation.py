@@ -44,7 +44,7 @@ from minivisrl.paradigms.online import OnlineConfig, OnlineTrainer, act_and_judg
 from minivisrl.paradigms.sft import SFTConfig, SFTTrainer
 from minivisrl.recipes.vla import fresh_critic
 from minivisrl.rewards.timing import decayed_agreement
-from minivisrl.vla.levels import SPLITS, UNSEEN_PAIRS, level_of
+from minivisrl.vla.levels import SPLITS, UNSEEN_PAIRS, level_of  # noqa: F401, for exercise 19
 from minivisrl.vla.navigation import ACTIONS, Episode, Room, navigation_prompts, success
 from minivisrl.vla.policy import VLAPolicy
 from minivisrl.vla.pretraining import Pupil, cloned, demonstrate
