@@ -4,19 +4,18 @@ The checks that take nothing but `lib` also run against wrong versions of the li
 """
 
 import csv
-import inspect
 import json
 import math
-import sys
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 from generation.test_training import redness, trainer_of
-from generation.tiny import CAPTIONS, ROOT, captions, denoisers, namespace, seeded, sharp
+from generation.tiny import CAPTIONS, captions, denoisers, seeded, sharp
+from mutants.library import namespace
+from mutants.variants import changed, must_be_noticed
 from torch.distributions import Normal, kl_divergence
 
 from minivisrl import DATA, UserError
@@ -47,16 +46,6 @@ from minivisrl.worlds.scenes import render
 MODULES = {m.__name__: m for m in (dpok, backprop, reward_gradient, pareto)}
 LIB = namespace(list(MODULES.values()))
 STEP = {"max_grad_norm": 1.0, "generator": seeded()}
-
-
-def changed(module: str, old: str, new: str) -> SimpleNamespace:
-    """The library with one line of one module replaced; the real modules are untouched."""
-    path = ROOT.parent / (module.replace(".", "/") + ".py")
-    source = path.read_text()
-    assert source.count(old) == 1, f"{module}: {source.count(old)} matches of {old!r}"
-    wrong = ModuleType(module)
-    exec(compile(source.replace(old, new), path.name, "exec"), vars(wrong))
-    return namespace([wrong if name == module else real for name, real in MODULES.items()])
 
 
 def gaussians(seed=0):
@@ -525,27 +514,11 @@ MUTANTS = [
 # ruff: noqa: E501
 
 
-def checks():
-    """The tests of this file that need nothing but the library."""
-    tests = [t for name, t in vars(sys.modules[__name__]).items() if name.startswith("test_")]
-    return [t for t in tests if list(inspect.signature(t).parameters) == ["lib"]]
-
-
 @pytest.mark.filterwarnings("ignore")  # wrong versions may warn
 @pytest.mark.parametrize(("module", "wrong", "old", "new"), MUTANTS)
 def test_every_wrong_variant_is_rejected(module, wrong, old, new):
     """By a check that concerns its module; a crash does not count."""
-    lib = changed(module, old, new)
-    for check in checks():
-        if not any(name in inspect.getsource(check) for name in PUBLIC[module]):
-            continue
-        try:
-            check(lib)
-        except (AssertionError, pytest.fail.Exception):
-            return
-        except Exception:
-            continue
-    pytest.fail(f"{module}: nothing noticed '{wrong}'")
+    must_be_noticed(changed(MODULES, module, old, new), globals(), PUBLIC[module], wrong)
 
 
 PUBLIC = {

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import torch
+from mutants.library import namespace
 from torch import Generator
 
 import minivisrl
@@ -29,12 +30,6 @@ CAPTIONS = [
     "blue square middle center, green cross bottom left",
     "cyan triangle top right",
 ]
-
-
-def namespace(modules: list[ModuleType]) -> SimpleNamespace:
-    """All names of all modules, the dunders aside."""
-    pairs = [pair for module in modules for pair in vars(module).items()]
-    return SimpleNamespace(**{name: value for name, value in pairs if not name.startswith("__")})
 
 
 REAL = namespace([importlib.import_module(name) for name in NAMES])

@@ -4,19 +4,16 @@ The checks that take nothing but `lib` also run against wrong versions of the li
 """
 
 import csv
-import inspect
 import math
 import statistics
-import sys
 from dataclasses import replace
-from pathlib import Path
-from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from mutants.library import namespace
+from mutants.variants import changed, must_be_noticed
 from vla.tiny import agent, level, prompts_of, seeded
 
-import minivisrl
 from minivisrl import DATA, UserError
 from minivisrl.evaluation.sets import evaluate
 from minivisrl.optimization import GRPO, PPO, GRPOConfig, tgrpo
@@ -42,22 +39,7 @@ STEP = {"max_grad_norm": 1.0}
 INF = 1e30  # what stands under a zero mask must not matter
 
 
-def namespace(modules) -> SimpleNamespace:
-    pairs = [pair for module in modules for pair in vars(module).items()]
-    return SimpleNamespace(**{name: value for name, value in pairs if name[:2] != "__"})
-
-
 LIB = namespace(MODULES.values())
-
-
-def changed(module: str, old: str, new: str) -> SimpleNamespace:
-    """The library with one line of one module replaced; the real modules are untouched."""
-    path = Path(minivisrl.__file__).parents[1] / (module.replace(".", "/") + ".py")
-    source = path.read_text()
-    assert source.count(old) == 1, f"{module}: {source.count(old)} matches of {old!r}"
-    wrong = ModuleType(module)
-    exec(compile(source.replace(old, new), path.name, "exec"), vars(wrong))
-    return namespace([wrong if name == module else real for name, real in MODULES.items()])
 
 
 LEVELS = (level(("pick", 0)), level(("open", 2)))  # two and six actions away
@@ -606,12 +588,6 @@ MUTANTS = [
 # ruff: noqa: E501
 
 
-def checks():
-    """The tests of this file that need nothing but the library."""
-    tests = [t for name, t in vars(sys.modules[__name__]).items() if name.startswith("test_")]
-    return [t for t in tests if list(inspect.signature(t).parameters) == ["lib"]]
-
-
 PUBLIC = {
     T: ("step_advantages", "TGRPO"),
     R: ("SuccessReplay",),
@@ -625,14 +601,4 @@ PUBLIC = {
 @pytest.mark.parametrize(("module", "wrong", "old", "new"), MUTANTS)
 def test_every_wrong_variant_is_rejected(module, wrong, old, new):
     """By a check that concerns its module; a crash does not count."""
-    lib = changed(module, old, new)
-    for check in checks():
-        if not any(name in inspect.getsource(check) for name in PUBLIC[module]):
-            continue
-        try:
-            check(lib)
-        except (AssertionError, pytest.fail.Exception):
-            return
-        except Exception:
-            continue
-    pytest.fail(f"{module}: nothing noticed '{wrong}'")
+    must_be_noticed(changed(MODULES, module, old, new), globals(), PUBLIC[module], wrong)
