@@ -32,6 +32,7 @@ from minivisrl.policy import frozen
 from minivisrl.recipes import mllm
 from minivisrl.recipes.common import EVALUATION_SEED, offline, online, record
 from minivisrl.recipes.run import RunOptions
+from minivisrl.recipes.telling import tell
 from minivisrl.rollout import PreferencePairs, Prompts, Rollout
 
 RESULTS = DATA / "results" / "alignment.json"
@@ -133,5 +134,4 @@ def compare(options: CompareOptions) -> dict[str, Any]:
 if __name__ == "__main__":
     import tyro
 
-    for name, row in compare(tyro.cli(CompareOptions))["table"].items():
-        print(name, *(f"{k} {v[0]:.3f} [{v[1]:.3f}, {v[2]:.3f}]" for k, v in row.items()), sep="  ")
+    tell(compare(tyro.cli(CompareOptions)))

@@ -27,6 +27,7 @@ from minivisrl.recipes import generation
 from minivisrl.recipes.common import online, record
 from minivisrl.recipes.denoising_methods import fixed_captions, score
 from minivisrl.recipes.run import RunOptions, write_json
+from minivisrl.recipes.telling import tell
 from minivisrl.rewards.pictures import composition, exact_composition
 from minivisrl.rollout import Prompts
 from minivisrl.worlds.drawings import drawing_prompts
@@ -126,8 +127,4 @@ def study(options: StudyOptions) -> dict[str, Any]:
 if __name__ == "__main__":
     import tyro
 
-    told = study(tyro.cli(StudyOptions))
-    for name, row in told["table"].items():
-        print(name, *(f"{k} {v[0]:.3f} [{v[1]:.3f}, {v[2]:.3f}]" for k, v in row.items()), sep="  ")
-    for question, answer in told["answers"].items():
-        print(f"{question}: {answer['verdict']} {answer['difference']}")
+    tell(study(tyro.cli(StudyOptions)))

@@ -30,6 +30,7 @@ from minivisrl.paradigms.sft import SFTConfig, SFTTrainer
 from minivisrl.recipes.common import record
 from minivisrl.recipes.navigation_methods import METHODS, MethodOptions, gauge, train
 from minivisrl.recipes.run import write_json
+from minivisrl.recipes.telling import tell
 from minivisrl.recipes.vla import RLVRPPO, load_policy
 from minivisrl.vla.policy import VLAPolicy
 from minivisrl.vla.pretraining import DemonstratorConfig, Pupil, cloned, demonstrations
@@ -173,8 +174,4 @@ def study(options: StudyOptions) -> dict[str, Any]:
 if __name__ == "__main__":
     import tyro
 
-    told = study(tyro.cli(StudyOptions))
-    for name, row in told["table"].items():
-        print(name, *(f"{k} {v[0]:.3f} [{v[1]:.3f}, {v[2]:.3f}]" for k, v in row.items()), sep="  ")
-    for question, answer in told["answers"].items():
-        print(f"{question}: {answer}")
+    tell(study(tyro.cli(StudyOptions)))
