@@ -288,6 +288,21 @@ def test_no_training_image_is_measured_on(name, tiny):
     assert len(trained) > 150 and len(measured) > 550 and not trained & measured
 
 
+@pytest.mark.parametrize(
+    ("name", "kind"), [(name, kind) for name, r in RECIPES.items() for kind in r.policies[1:]]
+)
+def test_every_other_policy_learns_too(name, kind, tiny):
+    """A step moves the weights of the kind that was asked for; untrained it earns nothing else."""
+    trainer = build(name, tiny, policy=kind).trainer
+    if hasattr(trainer, "reward_fn"):
+        trainer.reward_fn = lambda completions, **_: [float(c.mean()) for c in completions]
+    before = params_sha256(trainer.policy)
+    row = trainer.step()
+    assert params_sha256(trainer.policy) != before
+    assert type(trainer.policy) is type(NEW[kind]())
+    assert all(isfinite(value) for value in row.values())
+
+
 @every_recipe
 def test_the_same_seed_and_a_resumed_run_end_in_the_same_bits(name, tiny, tmp_path):
     """Statistics and weights of three steps; the second run starts anew after its first step.

@@ -169,7 +169,8 @@ def test_recipes(config, reward, base):
     name = {"sparse": "reward/success", "dense": "reward/dense"}[reward]
     assert name in stats
     images, words = made.show(made.trainer.policy)
-    assert len(images) == len(words) >= 6 and images.shape[1:] == (3, 60, 6 * 61 - 1)
+    assert len(images) == len(words) == 6 * 2  # two episodes of each
+    assert images.shape[1:] == (3, 60, 6 * 61 - 1)
 
 
 def test_a_recipe_without_its_base(monkeypatch, tmp_path):
